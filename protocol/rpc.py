@@ -1,0 +1,253 @@
+"""The calls peers may make: name, types and limits of each, in one table.
+
+A `Method` is data: `node.rpc` serves and calls it, and a reader sees the whole surface of a
+node here.  The name is what goes on the wire; it ends in a version, and an incompatible
+change is a new method next to the old one.  Pull only: nothing here carries bytes that the
+receiver did not ask for, beyond its small limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+from protocol import check
+from protocol.ids import Digest, RunId
+from protocol.messages import MAX_PAYLOAD_BYTES, PresenceEntry, SignedMessage
+from protocol.spec import MAX_SPEC_BYTES
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+KIB = 1024
+MIB = 1024 * 1024
+CHUNK_BYTES = MIB
+"""The unit in which blobs are fetched: one request, verified as a whole at the end."""
+MAX_PUSHED_ENTRIES = 64
+
+
+class Lane(Enum):
+    """The two classes of streams: small calls never wait behind large ones."""
+
+    CONTROL = "/shoal/control/1"
+    BULK = "/shoal/bulk/1"
+
+
+class Kind(Enum):
+    """What bytes are counted as."""
+
+    ROUND = "round"
+    PAYLOAD = "payload"
+    BLOB = "blob"
+    PRESENCE = "presence"
+    RECORD = "record"
+    HELLO = "hello"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method(Generic[Q, A]):
+    """One request, one answer."""
+
+    name: str
+    lane: Lane
+    kind: Kind
+    request: type[Q]
+    answer: type[A]
+    """`bytes`: the raw bytes, not msgpack, in frames of at most 64 KiB."""
+    deadline_s: float
+    """The caller gives up after this, dialling included; bulk callers may pass a longer one."""
+    max_request_bytes: int
+    max_answer_bytes: int
+    per_peer: int
+    """Calls a node serves at once for one peer; one more is refused as busy."""
+    in_all: int
+    """Calls a node serves at once for all peers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """ "Are you in this run?" The nonce makes the signed answer fresh."""
+
+    run: RunId
+    nonce: bytes
+    proof: bytes
+    """Of a private run: blake2b-256 keyed by the secret over run, caller, callee, nonce."""
+
+    def __post_init__(self) -> None:
+        check.digest("run", self.run)
+        check.raw("nonce", self.nonce, 16, 16)
+        check.raw("proof", self.proof, 0, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """ "Yes, and this is its spec."  `proof` signs the nonce, domain HELLO."""
+
+    spec_body: bytes
+    spec_signature: bytes
+    proof: bytes
+
+    def __post_init__(self) -> None:
+        check.raw("spec_body", self.spec_body, 1, MAX_SPEC_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCall:
+    """A signed round message of one run."""
+
+    run: RunId
+    message: SignedMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceCall:
+    """Signed presence entries, both ways."""
+
+    run: RunId
+    entries: tuple[PresenceEntry, ...]
+
+    def __post_init__(self) -> None:
+        check.items("entries", self.entries, MAX_PUSHED_ENTRIES)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCall:
+    """One message of the record synchronisation (`crdt.sync` knows the body), both ways."""
+
+    run: RunId
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCall:
+    """ "What may I start from?" """
+
+    run: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCheckpoint:
+    """A `Checkpoint` signed by who offers it, domain CHECKPOINT."""
+
+    body: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCall:
+    """The payload in flight `digest`, whole."""
+
+    run: RunId
+    digest: Digest
+
+    def __post_init__(self) -> None:
+        check.digest("digest", self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCall:
+    """Bytes [offset, offset + length) of a blob or checkpoint."""
+
+    run: RunId
+    digest: Digest
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        check.digest("digest", self.digest)
+        check.integer("offset", self.offset, 0, MAX_PAYLOAD_BYTES)
+        check.integer("length", self.length, 1, CHUNK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Received; no more to say."""
+
+
+HELLO = Method(
+    name="hello/1",
+    lane=Lane.CONTROL,
+    kind=Kind.HELLO,
+    request=Hello,
+    answer=Welcome,
+    deadline_s=10,
+    max_request_bytes=256,
+    max_answer_bytes=20 * KIB,
+    per_peer=4,
+    in_all=64,
+)
+ROUND = Method(
+    name="round/1",
+    lane=Lane.CONTROL,
+    kind=Kind.ROUND,
+    request=RoundCall,
+    answer=Done,
+    deadline_s=10,
+    max_request_bytes=5 * KIB,
+    max_answer_bytes=64,
+    per_peer=16,
+    in_all=256,
+)
+PRESENCE = Method(
+    name="presence/1",
+    lane=Lane.CONTROL,
+    kind=Kind.PRESENCE,
+    request=PresenceCall,
+    answer=PresenceCall,
+    deadline_s=5,
+    max_request_bytes=96 * KIB,
+    max_answer_bytes=96 * KIB,
+    per_peer=2,
+    in_all=64,
+)
+RECORDS = Method(
+    name="records/1",
+    lane=Lane.CONTROL,
+    kind=Kind.RECORD,
+    request=RecordCall,
+    answer=RecordCall,
+    deadline_s=10,
+    max_request_bytes=256 * KIB,
+    max_answer_bytes=256 * KIB,
+    per_peer=4,
+    in_all=64,
+)
+CHECKPOINT = Method(
+    name="checkpoint/1",
+    lane=Lane.CONTROL,
+    kind=Kind.HELLO,
+    request=CheckpointCall,
+    answer=SignedCheckpoint,
+    deadline_s=30,
+    max_request_bytes=256,
+    max_answer_bytes=512,
+    per_peer=1,
+    in_all=16,
+)
+FETCH = Method(
+    name="fetch/1",
+    lane=Lane.BULK,
+    kind=Kind.PAYLOAD,
+    request=FetchCall,
+    answer=bytes,
+    deadline_s=60,
+    max_request_bytes=256,
+    max_answer_bytes=MAX_PAYLOAD_BYTES,
+    per_peer=2,
+    in_all=16,
+)
+BLOB = Method(
+    name="blob/1",
+    lane=Lane.BULK,
+    kind=Kind.BLOB,
+    request=BlobCall,
+    answer=bytes,
+    deadline_s=60,
+    max_request_bytes=256,
+    max_answer_bytes=CHUNK_BYTES,
+    per_peer=4,
+    in_all=32,
+)
+
+METHODS = (HELLO, ROUND, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB)
