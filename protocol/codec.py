@@ -64,7 +64,7 @@ def _typed(kind: Any, raw: object) -> Any:
     """`raw` as a value of the annotation `kind`, or ValueError / TypeError."""
     kind = getattr(kind, "__supertype__", kind)  # a NewType is what it wraps
     if dataclasses.is_dataclass(kind):
-        return _dataclass(typing.cast("type[Any]", kind), raw)
+        return _dataclass(kind, raw)
     origin = typing.get_origin(kind)
     if origin is tuple:
         if type(raw) is not list:
