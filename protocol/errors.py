@@ -3,6 +3,7 @@
 * ShoalError
   * ConfigError              the operator's fault: stop, print, exit 2
   * LocalProtocolError       our fault: a bug, crash the task
+  * WorkerLost               nobody's fault: the worker process died; the node restarts it
   * PeerError                a peer's fault or fate; always carries `peer`
     * RemoteProtocolError    it broke the protocol: blame it
     * PeerUnavailable        it is gone, slow or refuses: try another one
@@ -26,6 +27,10 @@ class ConfigError(ShoalError):
 
 class LocalProtocolError(ShoalError):
     """This node tried to do something the protocol forbids."""
+
+
+class WorkerLost(ShoalError):
+    """The worker process died, or did not answer in time: what it was doing is lost."""
 
 
 class PeerError(ShoalError):
