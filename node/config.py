@@ -1,0 +1,334 @@
+"""What a person sets: this node's own settings, the run file, and what the node shall do.
+
+The only reader of the environment (`SHOAL_DATA`, `SHOAL_CACHE`) and of TOML.  What is local
+is `NodeConfig`, from `<data dir>/node.toml` and flags, flags first; what must be equal on all
+peers is a run file, read into a `RunDraft` that becomes a `RunSpec` once the blobs are known.
+Whatever is wrong with a file is one `ConfigError`: file, key, found, expected, what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from node.settings import check_addr, values
+from protocol import check
+from protocol.errors import ConfigError
+from protocol.ids import Digest, PeerId, peer_id
+from protocol.spec import BlobRef, DataConfig, GptConfig, InnerConfig, NolocoConfig, RunSpec
+from protocol.ticket import Ticket
+
+MAX_FILE_BYTES = 64 * 1024
+"""A settings file is a page or two; more is another kind of file."""
+MAX_ADDRS = 16
+"""Addresses in one setting; a ticket carries eight."""
+MIB = 1024 * 1024
+CORPORA = ("shakespeare", "pydoc")
+"""Corpora that a node can fetch by name, see node/corpus.py."""
+_RUN_KEYS: dict[str, Any] = {
+    "name": str,
+    "data": str,
+    "validation": str,
+    "rounds": int,
+    "seed": int,
+    "min_members": int,
+    "start_deadline_s": float,
+    "private": bool,
+}
+_RUN_TABLES = {"model": GptConfig, "inner": InnerConfig, "trainer": NolocoConfig}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Everything local.  Each field but `data_dir` is a key of node.toml."""
+
+    data_dir: Path
+    """Key, records, blobs, checkpoints, log and socket of this node; one node at a time."""
+    cache_dir: Path
+    """Fetched corpora; several nodes may share it."""
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    """Where to listen; port 0: any free one.  4001 is libp2p's usual port."""
+    announce: tuple[str, ...] = ()
+    """Published instead of the bound addresses, where those are not what others can reach."""
+    bootstrap: tuple[str, ...] = ()
+    """Peers to enter the DHT through, besides those of the ticket."""
+    device: str = "auto"
+    """Where the worker trains; auto: a GPU where there is one."""
+    threads: int = 1
+    """Of the worker.  One is polite: a node shares the machine with its owner."""
+    nice: int = 10
+    """Niceness of the worker."""
+    memory_mib: int = 1024
+    """For payloads in flight.  A 125 M model's payload is 250 MB in bf16: two and two."""
+    disk_mib: int = 10 * 1024
+    """For blobs and checkpoints.  A guess: ten checkpoints of a 125 M model."""
+    own_data: tuple[Path, ...] = ()
+    """UTF-8 text files to train on in a run whose data is each peer's own."""
+    name: str = ""
+    """What `status` calls this node."""
+    log_level: str = "info"
+    log_json: bool = False
+    """One JSON object a line instead of text."""
+
+    def __post_init__(self) -> None:
+        for addr in _bounded("listen", self.listen):
+            check_addr("listen", addr, peer=False)
+        if not self.listen:
+            raise ValueError("listen is empty, expected an address such as /ip4/0.0.0.0/tcp/4001")
+        for addr in _bounded("announce", self.announce):
+            check_addr("announce", addr, peer=False)
+        for addr in _bounded("bootstrap", self.bootstrap):
+            check_addr("bootstrap", addr, peer=True)
+        check.one_of("device", self.device, ("auto", "cpu", "cuda"))
+        check.integer("threads", self.threads, 1, 1024)
+        check.integer("nice", self.nice, 0, 19)
+        check.integer("memory_mib", self.memory_mib, 16, 1 << 20)
+        check.integer("disk_mib", self.disk_mib, 16, 1 << 24)
+        check.items("own_data", self.own_data, 4096)
+        check.text("name", self.name, 64)
+        check.one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib * MIB
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.disk_mib * MIB
+
+    @property
+    def api_socket(self) -> Path:
+        return self.data_dir / "api.sock"
+
+
+# --- what the node shall do --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRun:
+    """Make the run that `spec_file` describes and be its first member."""
+
+    spec_file: Path
+    on_ticket: Callable[[Ticket], None]
+    """Called once, as soon as the ticket is known and others can reach this node."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRun:
+    """Become a member of the ticket's run."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with the run of the data directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapOnly:
+    """Serve the DHT, train nothing."""
+
+    on_addrs: Callable[[tuple[str, ...]], None]
+    """Called once, with this node's full multiaddrs, as soon as it listens."""
+
+
+Mode = CreateRun | JoinRun | Resume | BootstrapOnly
+
+
+# --- the run file ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCorpus:
+    """One of `CORPORA`, fetched by its pinned hash."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextCorpus:
+    """A person's own UTF-8 text file, which becomes the run's corpus and validation text."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class OwnData:
+    """Each peer trains on files of its own; this one text is everybody's yardstick."""
+
+    validation: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDraft:
+    """A run file, checked: everything of the `RunSpec` but creator, secret and blobs."""
+
+    name: str
+    data: NamedCorpus | TextCorpus | OwnData
+    rounds: int
+    seed: int
+    min_members: int
+    start_deadline_s: float
+    private: bool
+    model: GptConfig
+    inner: InnerConfig
+    trainer: NolocoConfig
+
+    def __post_init__(self) -> None:
+        blob = BlobRef(digest=Digest(bytes(32)), size_bytes=1)
+        blobs = DataConfig(tokenizer=blob, validation=blob, corpus=None)
+        self.spec(creator=peer_id(bytes(32)), join_secret=None, data=blobs)  # for its checks
+
+    def spec(self, *, creator: PeerId, join_secret: Digest | None, data: DataConfig) -> RunSpec:
+        """The spec of this run, as `creator` makes it."""
+        return RunSpec(
+            name=self.name,
+            creator=creator,
+            seed=self.seed,
+            rounds=self.rounds,
+            min_members=self.min_members,
+            start_deadline_s=self.start_deadline_s,
+            join_secret=join_secret,
+            model=self.model,
+            inner=self.inner,
+            trainer=self.trainer,
+            data=data,
+        )
+
+
+def read_run_file(path: Path) -> RunDraft:
+    """The run that a person's TOML file describes.
+
+    Raises:
+        ConfigError: what is wrong in the file and what to do.
+    """
+    table = _read_toml(path)
+    top = {key: value for key, value in table.items() if key not in _RUN_TABLES}
+    given = values(path, "", _RUN_KEYS, top, also=tuple(_RUN_TABLES))
+    try:
+        data = _data(path, given.pop("data", CORPORA[0]), given.pop("validation", None))
+        draft: dict[str, Any] = {
+            "name": path.stem,
+            "rounds": 100,
+            "seed": 0,
+            "min_members": 1,
+            "start_deadline_s": 60.0,
+            "private": False,
+        }
+        tables = {
+            name: _section(path, name, kind, table.get(name, {}))
+            for name, kind in _RUN_TABLES.items()
+        }
+        return RunDraft(**(draft | given | tables), data=data)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; correct it and start again") from None
+
+
+def _section(path: Path, name: str, kind: Any, table: object) -> Any:
+    """One table of the run file as its settings dataclass."""
+    if type(table) is not dict:
+        raise ValueError(f"{name} is {table!r:.40}, expected a table [{name}]")
+    table = dict(table)
+    if name == "trainer":
+        check.one_of("trainer.kind", table.pop("kind", "noloco"), ("noloco",))
+    return kind(**values(path, f"{name}.", typing.get_type_hints(kind), table))
+
+
+def _data(path: Path, data: str, validation: str | None) -> NamedCorpus | TextCorpus | OwnData:
+    if (validation is not None) != (data == "own"):
+        raise ValueError(
+            f'data is {data!r:.60} and validation is {validation!r:.60}, expected data = "own" '
+            'together with validation = "text:PATH", or no validation'
+        )
+    if data in CORPORA:
+        return NamedCorpus(data)
+    if data == "own":
+        return OwnData(_text_file(path, "validation", str(validation)))
+    return TextCorpus(_text_file(path, "data", data))
+
+
+def _text_file(path: Path, key: str, value: str) -> Path:
+    """The existing file of "text:PATH"; a relative PATH is seen from the run file."""
+    scheme, _, name = value.partition(":")
+    if scheme != "text" or not name:
+        choices = f'{", ".join(CORPORA)}, "own" or ' if key == "data" else ""
+        raise ValueError(f'{key} is {value!r:.60}, expected {choices}"text:PATH"')
+    file = path.parent / Path(name).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{key} is {value!r:.200}, but there is no file {file}")
+    return file.resolve()
+
+
+# --- this node's settings ----------------------------------------------------------------
+
+
+def load_node_config(data_dir: Path | None, flags: Mapping[str, object]) -> NodeConfig:
+    """This node's settings: defaults, then `node.toml` of the data directory, then flags.
+
+    Args:
+        data_dir: None: `SHOAL_DATA`, else ~/.local/share/shoal.
+        flags: by the keys of node.toml; None: not given.
+
+    Raises:
+        ConfigError: what is wrong in which of them and what to do.
+    """
+    home = Path.home()
+    directory = data_dir or Path(os.environ.get("SHOAL_DATA") or home / ".local/share/shoal")
+    directory = directory.expanduser().absolute()
+    config = NodeConfig(
+        data_dir=directory,
+        cache_dir=Path(os.environ.get("SHOAL_CACHE") or home / ".cache/shoal").absolute(),
+    )
+    file = directory / "node.toml"
+    if file.exists():
+        config = _updated(config, file, directory, _read_toml(file))
+    set_flags = {key: value for key, value in flags.items() if value is not None}
+    return _updated(config, "command line", Path.cwd(), set_flags)
+
+
+def _updated(
+    config: NodeConfig, source: Path | str, base: Path, table: Mapping[str, object]
+) -> NodeConfig:
+    kinds = typing.get_type_hints(NodeConfig)
+    del kinds["data_dir"]
+    given = values(source, "", kinds, table)
+    if "own_data" in given:
+        given["own_data"] = tuple(base / path for path in given["own_data"])
+    if "cache_dir" in given:
+        given["cache_dir"] = base / given["cache_dir"]
+    try:
+        return replace(config, **given)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}; correct it and start again") from None
+
+
+def _bounded(name: str, addrs: tuple[str, ...]) -> tuple[str, ...]:
+    check.items(name, addrs, MAX_ADDRS)
+    return addrs
+
+
+# --- TOML --------------------------------------------------------------------------------
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{path}: {size} bytes, expected at most {MAX_FILE_BYTES}; is it the right file?"
+            )
+        return tomllib.loads(path.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}; correct that place") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 text (byte {error.start}); is it the right file?"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a file that can be read") from None

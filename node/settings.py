@@ -1,0 +1,84 @@
+"""Values that a person wrote, checked: types by key, and addresses.
+
+What is wrong is one sentence: where, key, found, expected, what to do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol import check
+from protocol.errors import ConfigError
+
+_HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_EXPECTED = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+
+
+def values(
+    source: Path | str,
+    prefix: str,
+    kinds: Mapping[str, Any],
+    table: Mapping[str, object],
+    *,
+    also: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The table's values in the types that `kinds` gives for its keys."""
+    checked = {}
+    for key, value in table.items():
+        if key not in kinds:
+            raise ConfigError(
+                f"{source}: unknown key {prefix}{key}, expected one of "
+                f"{', '.join((*kinds, *also))}; correct or remove it"
+            )
+        checked[key] = _typed(source, prefix + key, kinds[key], value)
+    return checked
+
+
+def _typed(source: Path | str, key: str, kind: Any, value: object) -> Any:
+    """`value` as `kind`; a whole number is a number, and a list of texts may be of paths."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, list | tuple):
+            return tuple(_typed(source, key, item, each) for each in value)
+    elif kind is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    elif type(value) is kind:
+        return value
+    expected = _EXPECTED.get(kind, "a path in quotes" if kind is Path else "a list in brackets")
+    raise ConfigError(f"{source}: {key} is {value!r:.60}, expected {expected}; change it")
+
+
+def check_addr(name: str, addr: str, *, peer: bool) -> None:
+    """`addr` is a TCP multiaddr; with `peer`, of a named peer.
+
+    Raises:
+        ValueError: what was found and what was expected.
+    """
+    parts = addr.split("/")
+    expected = "/ip4/HOST/tcp/PORT" + ("/p2p/PEER" if peer else "")
+    wrong = ValueError(f"{name} is {addr!r:.160}, expected a multiaddr such as {expected}")
+    if len(parts) not in ((7,) if peer else (5, 7)) or parts[0] or parts[3] != "tcp":
+        raise wrong
+    host, port = parts[2], parts[4]
+    if parts[1] not in _HOSTS or not host or not _is_port(port):
+        raise wrong
+    try:
+        if parts[1] in ("ip4", "ip6"):
+            version = ipaddress.ip_address(host).version
+            if parts[1] != f"ip{version}":
+                raise wrong
+        if parts[5:]:
+            check.one_of("protocol", parts[5], ("p2p",))
+            check.peer("peer", parts[6])
+    except ValueError:
+        raise wrong from None
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535
