@@ -63,7 +63,7 @@ def _plain(value: object) -> object:
 def _typed(kind: Any, raw: object) -> Any:
     """`raw` as a value of the annotation `kind`, or ValueError / TypeError."""
     kind = getattr(kind, "__supertype__", kind)  # a NewType is what it wraps
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, raw)
     origin = typing.get_origin(kind)
     if origin is tuple:
@@ -112,6 +112,6 @@ def _dataclass(cls: type[Any], raw: object) -> Any:
 
 
 @functools.cache
-def _field_types(cls: Any) -> tuple[tuple[str, Any], ...]:
+def _field_types(cls: type) -> tuple[tuple[str, Any], ...]:
     hints = typing.get_type_hints(cls)
-    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))
+    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))  # type: ignore[arg-type]

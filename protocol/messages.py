@@ -14,6 +14,8 @@ One exchange of noloco (ALGORITHMS: the proposer decides):
     applies, once it holds the payload and the Have
        | -- Commit(both digests) | Abort -------> |
        |                                       applies
+
+A partner in doubt repeats its `Have`, and reads the proposer's decisions in its presence.
 """
 
 from __future__ import annotations
@@ -162,18 +164,7 @@ class Abort:
         check.digest("proposed", self.proposed)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A partner in doubt: "What did you decide about `proposed`?" Answer: Commit or Abort."""
-
-    TAG: ClassVar[int] = 7
-    proposed: Digest
-
-    def __post_init__(self) -> None:
-        check.digest("proposed", self.proposed)
-
-
-Message = Propose | Accept | Refuse | Have | Commit | Abort | Ask
+Message = Propose | Accept | Refuse | Have | Commit | Abort
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,15 @@ class OuterDone:
 
 
 @dataclass(frozen=True, slots=True)
+class OuterRefused:
+    """The partner's payload is not what it must be; nothing was changed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class OuterFailed:
-    """The worker died, or refused the partner's payload; `Resumed` follows."""
+    """The worker died; `Resumed` follows."""
 
     reason: str
 
@@ -158,7 +165,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ApplyOuter:
-    """Take the outer step that ends in `round`; answer `OuterDone` or `OuterFailed`.
+    """Take the outer step that ends in `round`: `OuterDone`, `OuterRefused` or `OuterFailed`.
 
     The fast weights move by what the slow ones moved away from the snapshot, so that inner
     steps made since then stay (overlap).  `theirs` None: alone, n = 1.
@@ -182,7 +189,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The payload is no longer needed by this peer, nor by its partner."""
+    """The payload is no longer needed; a fetch of it that is under way is given up."""
 
     digest: Digest
 
@@ -261,6 +268,13 @@ class ProposalDeadline:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchDeadline:
+    """No partner was found for the payload `proposed`."""
+
+    proposed: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeDeadline:
     """The exchange of payload `proposed` is not closed."""
 
@@ -274,7 +288,7 @@ class DoubtDeadline:
     proposed: Digest
 
 
-Timer = ProposalDeadline | ExchangeDeadline | DoubtDeadline
+Timer = ProposalDeadline | SearchDeadline | ExchangeDeadline | DoubtDeadline
 Event = (
     MembersChanged
     | Received
@@ -287,6 +301,7 @@ Event = (
     | Fetched
     | FetchFailed
     | OuterDone
+    | OuterRefused
     | OuterFailed
     | Resumed
     | TimerFired

@@ -1,0 +1,239 @@
+"""NoLoCo: train H inner steps alone, then average with one other peer.
+
+After `inner_steps` a peer takes a snapshot and looks for a partner *while it goes on
+training* (overlap): when the pair closes, what the slow weights moved is added to the fast
+ones.  Not closed by the next snapshot: that round was alone, and so is a round in which
+nobody answers.  A round is a Lamport clock: an exchange between rounds a and b takes both
+to max(a, b) + 1, so fast and slow peers meet.
+
+    round r:   RunInner -> InnerDone -> Snapshot -> SnapshotDone -> (pairing) -> ApplyOuter
+    meanwhile:                                      RunInner of round r + 1 ...
+
+Sources: NoLoCo, https://arxiv.org/abs/2506.10911, equations 1 to 3 (with the sign of the
+reference code); overlap, pairing and partial failure: docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import assert_never
+
+from protocol.ids import PeerId, Round, RunId
+from protocol.messages import Message, Propose, Refuse
+from protocol.spec import NolocoConfig
+from trainers.machine import (
+    ApplyOuter,
+    Closed,
+    CloseInner,
+    DecisionsSeen,
+    Effect,
+    Event,
+    Fetched,
+    FetchFailed,
+    Finished,
+    InnerDone,
+    InnerFailed,
+    MembersChanged,
+    OuterDone,
+    OuterFailed,
+    OuterRefused,
+    Received,
+    Resumed,
+    RunInner,
+    Send,
+    SendFailed,
+    Snapshot,
+    SnapshotDone,
+    SnapshotFailed,
+    TimerFired,
+)
+from trainers.pairing import Pairing
+from trainers.pairs import Alone, Pair, Payload, pair_weight
+
+LEAST_SHARE = 8
+"""A peer asked by one that is ahead closes its inner phase early if it made 1/8 of it."""
+
+
+class Inner(Enum):
+    """What the worker's training thread does."""
+
+    OFF = auto()
+    """No worker yet, or the last round's inner steps are made."""
+    RUNNING = auto()
+    DONE = auto()
+    """At the step boundary: the snapshot waits for the round before to close."""
+    SNAPSHOT = auto()
+
+
+class Noloco:
+    """One peer's side of the algorithm; see `trainers.machine.Trainer`.
+
+    Handlers record what they are told; `_advance` alone decides what the worker does next,
+    by looking at nothing but what is recorded.
+
+    Args:
+        max_tokens: most tokens that count for one round of one peer: H x batch x context.
+    """
+
+    def __init__(
+        self, me: PeerId, config: NolocoConfig, *, run: RunId, rounds: int, max_tokens: int
+    ) -> None:
+        self.me = me
+        self.config = config
+        self.rounds = rounds
+        self.round = Round(0)
+        self.finished = False
+        self._max_tokens = max_tokens
+        self._inner = Inner.OFF
+        self._inner_since = 0.0
+        self._step_s: float | None = None
+        self._tokens = 0
+        self._closing = False
+        self._applying = False
+        self._out: list[Effect] = []
+        self._pairing = Pairing(me, run, config, max_tokens, self._out)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        self._record(event, now)
+        self._advance(now)
+        effects = list(self._out)
+        self._out.clear()
+        return effects
+
+    def _record(self, event: Event, now: float) -> None:
+        pairing = self._pairing
+        match event:
+            case MembersChanged(members):
+                pairing.members = members
+                pairing.advance(now)
+            case Received(sender, message):
+                self._on_message(sender, message, now)
+            case SendFailed(to, message):
+                pairing.on_send_failed(to, message, now)
+            case DecisionsSeen(proposer, decisions):
+                pairing.on_decisions(proposer, decisions, now)
+            case InnerDone(steps, tokens):
+                self._on_inner_done(steps, tokens, now)
+            case SnapshotDone(round, digest, size_bytes):
+                self._on_snapshot(Payload(round, digest, size_bytes, self._tokens), now)
+            case Fetched(digest):
+                pairing.on_fetched(digest, True, now)
+            case FetchFailed(digest):
+                pairing.on_fetched(digest, False, now)
+            case OuterDone(round):
+                self._on_outer_done(round)
+            case OuterRefused(reason):
+                self._applying = False
+                pairing.refused(reason)
+            case InnerFailed() | SnapshotFailed() | OuterFailed():
+                pairing.drop()
+                self._inner, self._applying = Inner.OFF, False
+            case Resumed(round):
+                self._on_resumed(round, now)
+            case TimerFired(timer):
+                pairing.on_timer(timer, now)
+            case _:
+                assert_never(event)
+
+    def _advance(self, now: float) -> None:
+        """Close the round if it is decided or must be; take the next snapshot when due."""
+        pairing = self._pairing
+        if self._inner is Inner.DONE and pairing.mine:
+            pairing.shut("not closed by the next snapshot")
+        if pairing.mine and pairing.result and not self._applying:
+            self._applying = True
+            self._out.append(self._outer_step(pairing.mine, pairing.result))
+        if self._inner is Inner.DONE and not pairing.mine:
+            self._inner = Inner.SNAPSHOT
+            self._out.append(Snapshot(self.round))
+
+    def _outer_step(self, mine: Payload, result: Alone | Pair) -> ApplyOuter:
+        if isinstance(result, Alone):
+            return ApplyOuter(Round(mine.round + 1), mine.digest, None, 1.0)
+        exchange = result.exchange
+        tokens = (exchange.proposer_tokens, exchange.partner_tokens)
+        weight = pair_weight(*(tokens if result.i_decide else reversed(tokens)))
+        return ApplyOuter(Round(exchange.round + 1), mine.digest, result.theirs, weight)
+
+    # --- the worker's answers -------------------------------------------------------------
+
+    def _on_resumed(self, round: Round, now: float) -> None:
+        self.round = round
+        self._step_s = None
+        if round >= self.rounds:
+            self._finish()
+        else:
+            self._run_inner(round, now)
+
+    def _run_inner(self, round: Round, now: float) -> None:
+        self._inner, self._inner_since, self._closing = Inner.RUNNING, now, False
+        self._out.append(RunInner(round, self.config.inner_steps))
+
+    def _on_inner_done(self, steps: int, tokens: int, now: float) -> None:
+        if self._inner is not Inner.RUNNING or self.finished:
+            return
+        self._inner = Inner.DONE
+        self._step_s = (now - self._inner_since) / max(steps, 1)
+        self._tokens = max(1, min(tokens, self._max_tokens))
+
+    def _on_snapshot(self, payload: Payload, now: float) -> None:
+        if payload.round + 1 < self.rounds:
+            self._run_inner(Round(payload.round + 1), now)
+        else:
+            self._inner = Inner.OFF
+        self._pairing.open(payload, now)
+
+    def _on_outer_done(self, round: Round) -> None:
+        mine, result = self._pairing.mine, self._pairing.result
+        if not self._applying or mine is None or result is None:
+            return
+        self._applying = False
+        self._pairing.applied()
+        exchange = None if isinstance(result, Alone) else result.exchange
+        reason, half = (result.reason, result.half) if isinstance(result, Alone) else ("", False)
+        self._out.append(Closed(mine.round, mine.tokens, exchange, half, reason))
+        self.round = round
+        if round >= self.rounds:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._inner is Inner.RUNNING:
+            self._out.append(CloseInner())
+        self._inner, self.finished = Inner.OFF, True
+        self._pairing.refuse_held("finished")
+        self._out.append(Finished(self.round))
+
+    # --- the others -----------------------------------------------------------------------
+
+    def _on_message(self, sender: PeerId, message: Message, now: float) -> None:
+        if isinstance(message, Propose):
+            if self.finished:
+                self._out.append(Send(sender, Refuse(message.digest, "finished", 0.0)))
+                return
+            if self._pairing.mine is None and not self._ready_in_time(message, now):
+                eta_s = self._eta_s(now)
+                self._out.append(Send(sender, Refuse(message.digest, "later", eta_s)))
+                return
+        self._pairing.on_message(sender, message, now)
+
+    def _ready_in_time(self, propose: Propose, now: float) -> bool:
+        """Whether our snapshot comes before the proposer gives up; made so if it is ahead."""
+        if self._inner is not Inner.RUNNING:
+            return True
+        if self._eta_s(now) <= propose.wait_s:
+            return True
+        share = self.config.inner_steps / LEAST_SHARE
+        made = (now - self._inner_since) / self._step_s if self._step_s else 0.0
+        if propose.round > self.round and made >= share:
+            if not self._closing:
+                self._closing = True
+                self._out.append(CloseInner())
+            return True
+        return False
+
+    def _eta_s(self, now: float) -> float:
+        """Seconds until our next snapshot, as far as we know; 0 in the first round."""
+        if self._inner is not Inner.RUNNING or self._step_s is None:
+            return 0.0
+        end = self._inner_since + self._step_s * self.config.inner_steps
+        return max(0.0, end - now)
