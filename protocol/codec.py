@@ -103,7 +103,7 @@ def _dataclass(cls: type[Any], raw: object) -> Any:
         if not raw or type(raw[0]) is not int or raw[0] != cls.TAG:
             raise ValueError(f"not tagged as {cls.__name__}")
         values = raw[1:]
-    kinds = _field_types(cls)
+    kinds = _field_types(cls)  # type: ignore[arg-type]  # a class is hashable
     if len(values) != len(kinds):
         raise ValueError(f"{cls.__name__} has {len(kinds)} fields, found {len(values)}")
     return cls(
@@ -114,4 +114,4 @@ def _dataclass(cls: type[Any], raw: object) -> Any:
 @functools.cache
 def _field_types(cls: type) -> tuple[tuple[str, Any], ...]:
     hints = typing.get_type_hints(cls)
-    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))

@@ -1,0 +1,398 @@
+"""NoLoCo by hand: tell it one thing, look at what it asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.envelope import Signer
+from protocol.ids import Digest, PeerId, Round, RunId, digest_of
+from protocol.messages import (
+    Abort,
+    Accept,
+    Commit,
+    Decision,
+    Exchange,
+    Have,
+    Propose,
+    Refuse,
+)
+from protocol.spec import NolocoConfig
+from trainers.machine import (
+    ApplyOuter,
+    Blame,
+    Closed,
+    CloseInner,
+    DecisionsSeen,
+    DoubtDeadline,
+    Effect,
+    ExchangeDeadline,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Finished,
+    InnerDone,
+    InnerFailed,
+    MembersChanged,
+    OuterDone,
+    OuterRefused,
+    ProposalDeadline,
+    Publish,
+    Received,
+    Release,
+    Resumed,
+    RunInner,
+    SearchDeadline,
+    Send,
+    SendFailed,
+    SetTimer,
+    Snapshot,
+    SnapshotDone,
+    TimerFired,
+    Wait,
+)
+from trainers.noloco import Noloco
+from trainers.pairs import edge_key
+
+RUN = RunId(digest_of(b"run"))
+ALICE, BOB, CAROL, DAVE = sorted(Signer(bytes([n]) * 32).peer for n in range(4))
+CONFIG = NolocoConfig(inner_steps=8, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
+TOKENS = 800
+
+
+def payload(name: str) -> Digest:
+    return digest_of(name.encode())
+
+
+def machine(me: PeerId = ALICE, *members: PeerId, rounds: int = 9) -> Noloco:
+    """A peer in round 0, training since 0.0."""
+    trainer = Noloco(me, CONFIG, run=RUN, rounds=rounds, max_tokens=TOKENS)
+    trainer.handle(MembersChanged(tuple(sorted(members))), 0.0)
+    assert trainer.handle(Resumed(Round(0)), 0.0) == [RunInner(Round(0), 8)]
+    return trainer
+
+
+def searching(me: PeerId = ALICE, *members: PeerId, rounds: int = 9) -> Noloco:
+    """A peer that offers payload "a" since 8.0 and has told what it asked for then."""
+    trainer = machine(me, *members, rounds=rounds)
+    assert trainer.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0))]
+    trainer.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    return trainer
+
+
+def propose(name: str = "a", round: int = 0, size: int = 100, tokens: int = 400) -> Propose:
+    return Propose(Round(round), 0, payload(name), size, tokens, 5.0)
+
+
+def accept(name: str = "b", round: int = 0, size: int = 100, tokens: int = 400) -> Accept:
+    return Accept(payload("a"), Round(round), payload(name), size, tokens)
+
+
+def exchange(proposer: PeerId, partner: PeerId, names: str, round: int = 0) -> Exchange:
+    return Exchange(
+        round=Round(round),
+        fragment=0,
+        proposer=proposer,
+        partner=partner,
+        proposer_digest=payload(names[0]),
+        partner_digest=payload(names[1]),
+        proposer_tokens=400,
+        partner_tokens=400,
+    )
+
+
+def but_waits(effects: list[Effect]) -> list[Effect]:
+    return [effect for effect in effects if not isinstance(effect, Wait)]
+
+
+def proposer() -> Noloco:
+    """Alice, whose proposal Bob accepted at 9.0."""
+    alice = searching(ALICE, BOB)
+    alice.handle(Received(BOB, accept()), 9.0)
+    return alice
+
+
+def partner() -> Noloco:
+    """Alice, who accepted Bob's proposal of "b" at 8.0 and holds its payload at 9.0."""
+    alice = machine(ALICE, BOB)
+    alice.handle(Received(BOB, propose("b")), 4.0)
+    alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    alice.handle(Fetched(payload("b")), 9.0)
+    return alice
+
+
+BOTH = exchange(ALICE, BOB, "ab")
+"""Alice proposed."""
+THEIRS = exchange(BOB, ALICE, "ba")
+"""Bob proposed."""
+
+
+def test_trains_on_while_it_looks_for_a_partner() -> None:
+    alice = machine(ALICE, BOB)
+    assert alice.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0))]
+    assert alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0) == [
+        RunInner(Round(1), 8),
+        SetTimer(28.0, SearchDeadline(payload("a"))),
+        Wait("a partner", None, 28.0),
+        Send(BOB, propose()),
+        SetTimer(13.0, ProposalDeadline(payload("a"), BOB)),
+        Wait("an answer to a proposal", BOB, 13.0),
+    ]
+
+
+def test_proposes_to_the_candidate_with_the_lowest_edge_key_then_to_the_next() -> None:
+    others = sorted((BOB, CAROL, DAVE), key=lambda p: edge_key(RUN, Round(0), 0, ALICE, p))
+    alice = machine(ALICE, BOB, CAROL, DAVE)
+    alice.handle(InnerDone(8, 400), 8.0)
+    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert [e.to for e in effects if isinstance(e, Send)] == [others[0]]
+    effects = alice.handle(Received(others[0], Refuse(payload("a"), "taken", 0.0)), 9.0)
+    assert [e.to for e in effects if isinstance(e, Send)] == [others[1]]
+    effects = alice.handle(TimerFired(ProposalDeadline(payload("a"), others[1])), 14.0)
+    assert [e.to for e in effects if isinstance(e, Send)] == [others[2]]
+    effects = alice.handle(SendFailed(others[2], propose()), 15.0)
+    assert [e for e in effects if isinstance(e, Send)] == []
+
+
+def test_edge_keys_are_symmetric_and_change_with_the_round() -> None:
+    assert edge_key(RUN, Round(3), 0, ALICE, BOB) == edge_key(RUN, Round(3), 0, BOB, ALICE)
+    assert edge_key(RUN, Round(3), 0, ALICE, BOB) != edge_key(RUN, Round(4), 0, ALICE, BOB)
+
+
+def test_the_proposer_applies_with_payload_and_receipt_then_commits() -> None:
+    alice = searching(ALICE, BOB)
+    assert but_waits(alice.handle(Received(BOB, accept()), 9.0)) == [
+        Fetch(payload("b"), 100, BOB),
+        SetTimer(29.0, ExchangeDeadline(payload("a"))),
+    ]
+    assert alice.handle(Fetched(payload("b")), 10.0) == []
+    assert alice.handle(Received(BOB, Have(BOTH)), 10.0) == [
+        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
+    ]
+    assert alice.handle(OuterDone(Round(1)), 10.5) == [
+        Publish((Decision(payload("a"), True),)),
+        Send(BOB, Commit(BOTH)),
+        Release(payload("b")),
+        Release(payload("a")),
+        Closed(Round(0), 400, BOTH, False, ""),
+    ]
+    assert alice.round == 1
+
+
+def test_receipt_before_payload_is_as_good() -> None:
+    alice = proposer()
+    assert alice.handle(Received(BOB, Have(BOTH)), 10.0) == []
+    assert alice.handle(Fetched(payload("b")), 10.0) == [
+        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
+    ]
+
+
+def test_the_partner_promises_and_applies_only_on_commit() -> None:
+    alice = machine(ALICE, BOB)
+    assert alice.handle(Received(BOB, propose("b")), 1.0) == []  # kept until the snapshot
+    alice.handle(InnerDone(8, 400), 4.0)
+    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 4.0)
+    assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
+    assert but_waits(alice.handle(Fetched(payload("b")), 5.0)) == [Send(BOB, Have(THEIRS))]
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 6.0) == [
+        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
+    ]
+    assert alice.handle(OuterDone(Round(1)), 6.5) == [
+        Release(payload("b")),
+        Release(payload("a")),
+        Closed(Round(0), 400, THEIRS, False, ""),
+    ]
+
+
+def test_crossing_proposals_pair_and_the_lower_id_decides() -> None:
+    alice, bob = searching(ALICE, BOB), searching(BOB, ALICE)
+    assert alice.handle(Received(BOB, propose("b")), 9.0) == []
+    effects = bob.handle(Received(ALICE, propose("c")), 9.0)
+    assert Send(ALICE, Accept(payload("c"), Round(0), payload("a"), 100, 400)) in effects
+
+
+def test_an_exchange_takes_both_to_the_larger_round_plus_one() -> None:
+    alice = searching(ALICE, BOB)
+    alice.handle(Received(BOB, accept(round=3)), 9.0)
+    alice.handle(Fetched(payload("b")), 9.0)
+    ahead = exchange(ALICE, BOB, "ab", round=3)
+    assert alice.handle(Received(BOB, Have(ahead)), 9.0) == [
+        ApplyOuter(Round(4), payload("a"), payload("b"), 0.5)
+    ]
+    alice.handle(OuterDone(Round(4)), 9.0)
+    assert alice.round == 4
+
+
+def test_weights_follow_tokens_within_bounds() -> None:
+    alice = searching(ALICE, BOB)
+    alice.handle(Received(BOB, accept(tokens=10**9)), 9.0)  # claims count up to the round's
+    alice.handle(Fetched(payload("b")), 9.0)
+    claim = exchange(ALICE, BOB, "ab")
+    receipt = Exchange(**{f: getattr(claim, f) for f in claim.__slots__} | {"partner_tokens": 800})
+    effects = alice.handle(Received(BOB, Have(receipt)), 9.0)
+    assert effects == [ApplyOuter(Round(1), payload("a"), payload("b"), 400 / 1200)]
+
+
+def test_alone_when_nobody_answers_by_the_next_snapshot() -> None:
+    alice = searching(ALICE, BOB)
+    assert alice.handle(InnerDone(8, 400), 12.0) == [ApplyOuter(Round(1), payload("a"), None, 1.0)]
+    assert alice.handle(OuterDone(Round(1)), 12.5) == [
+        Release(payload("a")),
+        Closed(Round(0), 400, None, False, "not closed by the next snapshot"),
+        Snapshot(Round(1)),
+    ]
+
+
+def test_alone_by_the_search_deadline() -> None:
+    alice = searching(ALICE)
+    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [
+        ApplyOuter(Round(1), payload("a"), None, 1.0)
+    ]
+
+
+def test_a_late_acceptance_is_answered_with_abort() -> None:
+    alice = searching(ALICE, BOB)
+    alice.handle(TimerFired(ProposalDeadline(payload("a"), BOB)), 13.0)
+    assert alice.handle(Received(BOB, accept()), 14.0) == [Send(BOB, Abort(payload("a")))]
+
+
+def test_the_proposer_aborts_at_the_deadline_and_publishes_it() -> None:
+    alice = proposer()
+    effects = alice.handle(TimerFired(ExchangeDeadline(payload("a"))), 29.0)
+    assert effects == [
+        Release(payload("b")),
+        Publish((Decision(payload("a"), False),)),
+        Send(BOB, Abort(payload("a"))),
+    ]
+    late = alice.handle(Received(BOB, Have(BOTH)), 30.0)
+    assert late == [Send(BOB, Abort(payload("a")))]
+
+
+def test_a_partner_in_doubt_asks_and_believes_the_presence() -> None:
+    alice = partner()
+    assert but_waits(alice.handle(TimerFired(ExchangeDeadline(payload("b"))), 28.0)) == [
+        Send(BOB, Have(THEIRS)),
+        SetTimer(48.0, DoubtDeadline(payload("b"))),
+    ]
+    seen = DecisionsSeen(BOB, (Decision(payload("b"), True),))
+    assert alice.handle(seen, 30.0) == [ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)]
+
+
+def test_a_partner_in_doubt_goes_alone_at_twice_the_deadline_and_counts_it() -> None:
+    alice = partner()
+    alice.handle(TimerFired(ExchangeDeadline(payload("b"))), 28.0)
+    assert alice.handle(InnerDone(8, 400), 40.0) == []  # the next snapshot waits
+    assert alice.handle(TimerFired(DoubtDeadline(payload("b"))), 48.0) == [
+        Release(payload("b")),
+        ApplyOuter(Round(1), payload("a"), None, 1.0),
+    ]
+    effects = alice.handle(OuterDone(Round(1)), 48.5)
+    reason = "the proposer's decision never came"
+    assert Closed(Round(0), 400, None, True, reason) in effects
+
+
+def test_a_proposer_that_is_asked_again_repeats_its_commit() -> None:
+    alice = proposer()
+    alice.handle(Fetched(payload("b")), 10.0)
+    alice.handle(Received(BOB, Have(BOTH)), 10.0)
+    alice.handle(OuterDone(Round(1)), 10.5)
+    assert alice.handle(Received(BOB, Have(BOTH)), 20.0) == [Send(BOB, Commit(BOTH))]
+
+
+def test_a_failed_fetch_frees_both() -> None:
+    assert proposer().handle(FetchFailed(payload("b"), "gone"), 10.0) == [
+        Release(payload("b")),
+        Publish((Decision(payload("a"), False),)),
+        Send(BOB, Abort(payload("a"))),
+    ]
+    alice = machine(ALICE, BOB)
+    alice.handle(Received(BOB, propose("b")), 4.0)
+    alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert alice.handle(FetchFailed(payload("b"), "gone"), 10.0) == [
+        Release(payload("b")),
+        Send(BOB, Refuse(payload("b"), "failed", 0.0)),
+    ]
+
+
+def test_a_payload_that_the_worker_refuses_is_blamed_and_costs_nothing() -> None:
+    alice = proposer()
+    alice.handle(Fetched(payload("b")), 10.0)
+    alice.handle(Received(BOB, Have(BOTH)), 10.0)
+    assert alice.handle(OuterRefused("not finite"), 10.5) == [
+        Blame(BOB, "not finite"),
+        Release(payload("b")),
+        Publish((Decision(payload("a"), False),)),
+        Send(BOB, Abort(payload("a"))),
+        ApplyOuter(Round(1), payload("a"), None, 1.0),
+    ]
+
+
+def test_blames_a_payload_of_another_size_and_a_receipt_of_another_exchange() -> None:
+    alice = searching(ALICE, BOB)
+    effects = alice.handle(Received(BOB, accept(size=99)), 9.0)
+    assert effects[0] == Blame(BOB, "a payload of 99 bytes, not ours")
+    other = exchange(ALICE, BOB, "ac")
+    assert proposer().handle(Received(BOB, Have(other)), 10.0) == [
+        Blame(BOB, "a receipt of another exchange")
+    ]
+
+
+def test_says_later_when_its_snapshot_comes_too_late_for_the_proposal() -> None:
+    alice = machine(ALICE, BOB)
+    alice.handle(InnerDone(8, 400), 80.0)  # ten seconds a step
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 80.0)
+    alice.handle(TimerFired(SearchDeadline(payload("a"))), 100.0)
+    alice.handle(OuterDone(Round(1)), 100.0)
+    effects = alice.handle(Received(BOB, propose("b", round=1)), 110.0)
+    assert effects == [Send(BOB, Refuse(payload("b"), "later", 50.0))]
+
+
+def test_closes_its_inner_phase_early_for_a_peer_that_is_ahead() -> None:
+    alice = machine(ALICE, BOB)
+    alice.handle(InnerDone(8, 400), 80.0)
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 80.0)
+    alice.handle(TimerFired(SearchDeadline(payload("a"))), 100.0)
+    alice.handle(OuterDone(Round(1)), 100.0)
+    assert alice.handle(Received(BOB, propose("b", round=5)), 110.0) == [CloseInner()]
+    assert alice.handle(InnerDone(3, 150), 111.0) == [Snapshot(Round(1))]
+    effects = alice.handle(SnapshotDone(Round(1), payload("c"), 100), 111.0)
+    assert Send(BOB, Accept(payload("b"), Round(1), payload("c"), 100, 150)) in effects
+
+
+def test_the_last_round_ends_without_more_training() -> None:
+    alice = searching(ALICE, rounds=1)
+    alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
+    assert alice.handle(OuterDone(Round(1)), 28.5) == [
+        Release(payload("a")),
+        Closed(Round(0), 400, None, False, "no partner by the deadline"),
+        Finished(Round(1)),
+    ]
+    assert alice.handle(Received(BOB, propose("b")), 29.0) == [
+        Send(BOB, Refuse(payload("b"), "finished", 0.0))
+    ]
+
+
+def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:
+    alice = proposer()
+    assert alice.handle(InnerFailed("killed"), 10.0) == [
+        Release(payload("b")),
+        Publish((Decision(payload("a"), False),)),
+        Send(BOB, Abort(payload("a"))),
+        Release(payload("a")),
+    ]
+    assert alice.handle(Resumed(Round(0)), 15.0) == [RunInner(Round(0), 8)]
+
+
+def test_two_refuse_to_take_a_third() -> None:
+    alice = proposer()
+    assert alice.handle(Received(CAROL, propose("c")), 10.0) == [
+        Send(CAROL, Refuse(payload("c"), "taken", 0.0))
+    ]
+
+
+@pytest.mark.parametrize("stale", [Fetched(payload("x")), OuterDone(Round(7))])
+def test_answers_to_what_is_over_change_nothing(stale: Fetched | OuterDone) -> None:
+    alice = searching(ALICE)
+    assert [e for e in alice.handle(stale, 9.0) if not isinstance(e, Release)] == []
+    assert alice.round == 0
