@@ -1,0 +1,68 @@
+"""What presence, discovery and the blob store need of the network, and no more.
+
+`node.rpc` and `node.bridge` fit these shapes; so do the dictionaries of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from protocol.ids import PeerId
+from protocol.rpc import A, Method, Q
+
+
+class Rpc(Protocol):
+    """Calls to other peers."""
+
+    async def call(
+        self, peer: PeerId, method: Method[Q, A], request: Q, *, deadline_s: float | None = None
+    ) -> A:
+        """The answer of `peer`, within the deadline (None: the method's).
+
+        Raises:
+            PeerUnavailable: it is gone, slow, or refuses.
+            RemoteProtocolError: it broke the protocol.
+        """
+
+
+class Server(Protocol):
+    """Calls of other peers."""
+
+    def serve(self, method: Method[Q, A], handler: Callable[[PeerId, Q], Awaitable[A]]) -> None:
+        """`handler` answers the method from now on; it refuses with `node.rpc.Refused`."""
+
+
+class Bridge(Protocol):
+    """Connections and the DHT."""
+
+    @property
+    def peer(self) -> PeerId:
+        """This node."""
+
+    def add_addrs(self, peer: PeerId, addrs: list[str]) -> None:
+        """Remember where `peer` may be dialled."""
+
+    async def connect(self, addr_or_peer: str, deadline_s: float) -> PeerId:
+        """Be connected to the peer of a multiaddr, or to a peer whose addresses are known.
+
+        Raises:
+            PeerUnavailable: it cannot be reached.
+        """
+
+    def connected(self) -> tuple[PeerId, ...]:
+        """The peers with an open connection."""
+
+    async def provide(self, key: bytes) -> None:
+        """Put a provider record of this node into the DHT.
+
+        Raises:
+            PeerUnavailable: the DHT is not there.
+        """
+
+    async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
+        """Who claims to provide `key`, with addresses: unproven, possibly stale.
+
+        Raises:
+            PeerUnavailable: the DHT is not there.
+        """
