@@ -1,0 +1,273 @@
+"""The node's API: HTTP with JSON on a unix socket in the data directory, and its client.
+
+    GET  /status    what the node does now, see `Status`
+    GET  /peers     the members that it sees, see `PeerStatus`
+    GET  /events    the status as JSON lines, one whenever it changed, twice a second at most
+    POST /leave     say goodbye to the run and stop
+
+Only who owns the data directory may ask: the socket has mode 0600.  The node must hold the
+lock of its data directory, so a socket found there is a dead node's and is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, cast
+
+import aiohttp
+from aiohttp import web
+
+from protocol.errors import ConfigError, LocalProtocolError
+
+MAX_SOCKET_PATH_BYTES = 107
+"""sockaddr_un.sun_path on Linux, 108 with its zero."""
+CALL_DEADLINE_S = 5.0
+"""A node answers in milliseconds; one whose loop hangs for seconds is to be named."""
+MAX_STREAMS = 8
+"""Watchers at one time; one more is refused."""
+EVENT_INTERVAL_S = 0.5
+SHUTDOWN_S = 0.5
+"""For open answers when the node stops, out of the three seconds that it has."""
+_HOST = "http://node"
+
+
+class Exchanges(TypedDict):
+    made: int
+    missed: int
+    half: int
+
+
+class Validation(TypedDict):
+    """Nats per byte; None: not measured yet."""
+
+    start: float | None
+    end: float | None
+
+
+class Traffic(TypedDict):
+    """Bytes by kind."""
+
+    up: dict[str, int]
+    down: dict[str, int]
+
+
+class Status(TypedDict):
+    """What a node does now."""
+
+    peer: str
+    run: str
+    """Hex; empty: no run yet."""
+    name: str
+    state: str
+    """starting, training, finished, serving or leaving."""
+    ticket: str
+    addrs: list[str]
+    pid: int
+    worker_pid: int | None
+    round: int
+    rounds: int
+    inner_step: int
+    """In all rounds together."""
+    step_in_round: int
+    inner_steps: int
+    loss: float
+    """Training loss of the last inner steps, nats per token."""
+    tokens_per_s: float
+    partner: str | None
+    waiting: dict[str, Any] | None
+    """what, from (a peer id or words), until_unix_s."""
+    exchanges: Exchanges
+    rounds_closed: int
+    consensus: float | None
+    val: Validation
+    bytes: Traffic
+    closed_form: Traffic
+    parameters: int
+    members: int
+    snapshot: str | None
+    """Path of the newest snapshot file."""
+    spec: str | None
+    """Path of the file with the spec's canonical bytes."""
+    blobs: dict[str, str]
+    """Paths by name: tokenizer, validation."""
+
+
+class PeerStatus(TypedDict, total=False):
+    """A member as this node sees it."""
+
+    peer: str
+    state: str
+    round: int
+    inner_step: int
+    loss: float
+    tokens_per_s: float
+    addrs: list[str]
+
+
+class Facts(Protocol):
+    """What the node tells and does for its API."""
+
+    def status(self) -> Mapping[str, object]:
+        """See `Status`."""
+
+    def peers(self) -> Sequence[Mapping[str, object]]:
+        """See `PeerStatus`."""
+
+    async def leave(self) -> None:
+        """Begin to leave; returns before the node has stopped."""
+
+
+@asynccontextmanager
+async def serving(path: Path, facts: Facts) -> AsyncIterator[None]:
+    """The API of `facts` at `path`, as long as the block runs.
+
+    Raises:
+        ConfigError: the path is too long for a unix socket.
+    """
+    closing = asyncio.Event()
+    runner = web.AppRunner(_Handlers(facts, closing).app(), access_log=None)
+    listener = _listen(path)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listener, shutdown_timeout=SHUTDOWN_S).start()
+        yield
+    finally:
+        closing.set()
+        await runner.cleanup()
+        _close(path, listener)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A bound socket that only this user may connect to."""
+    size = len(os.fsencode(path))
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"{path}: {size} bytes are too long for the path of a unix socket, expected at most "
+            f"{MAX_SOCKET_PATH_BYTES}; choose a shorter data directory with --data-dir"
+        )
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)  # nobody can connect before listen(), so there is no gap
+    return listener
+
+
+def _close(path: Path, listener: socket.socket) -> None:
+    listener.close()
+    path.unlink(missing_ok=True)
+
+
+class _Handlers:
+    """One method a route."""
+
+    def __init__(self, facts: Facts, closing: asyncio.Event) -> None:
+        self._facts = facts
+        self._closing = closing
+        self._streams = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/status", self._status),
+                web.get("/peers", self._peers),
+                web.get("/events", self._events),
+                web.post("/leave", self._leave),
+            ]
+        )
+        return app
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._facts.status())
+
+    async def _peers(self, _: web.Request) -> web.Response:
+        return web.json_response(self._facts.peers())
+
+    async def _leave(self, _: web.Request) -> web.Response:
+        await self._facts.leave()
+        return web.json_response({"ok": True})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        if self._streams >= MAX_STREAMS:
+            raise web.HTTPServiceUnavailable(text=f"{MAX_STREAMS} watchers already")
+        self._streams += 1
+        try:
+            return await self._stream(request)
+        finally:
+            self._streams -= 1
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """A slow reader skips states instead of queueing them; one that stands still is cut."""
+        response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await response.prepare(request)
+        last = ""
+        while not self._closing.is_set():
+            line = json.dumps(self._facts.status())
+            if line != last:
+                async with asyncio.timeout(CALL_DEADLINE_S):
+                    await response.write(line.encode() + b"\n")
+                last = line
+            try:
+                async with asyncio.timeout(EVENT_INTERVAL_S):
+                    await self._closing.wait()
+            except TimeoutError:
+                continue
+        return response
+
+
+class ApiClient:
+    """Asks the node at `path`.  Use as `async with ApiClient(path) as node`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ApiClient:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path=str(self._path)),
+            timeout=aiohttp.ClientTimeout(total=CALL_DEADLINE_S),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def status(self) -> Status:
+        return cast(Status, await self._call("GET", "/status"))
+
+    async def peers(self) -> list[PeerStatus]:
+        return cast(list[PeerStatus], await self._call("GET", "/peers"))
+
+    async def leave(self) -> None:
+        await self._call("POST", "/leave")
+
+    async def _call(self, method: str, route: str) -> object:
+        """The answer.
+
+        Raises:
+            ConfigError: no node runs there, or it does not answer.
+        """
+        assert self._session is not None, "use `async with`"
+        try:
+            async with self._session.request(method, _HOST + route) as response:
+                if response.status != 200:
+                    text = await response.text()
+                    raise LocalProtocolError(f"{route}: {response.status} {text[:200]}")
+                return await response.json()
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            raise ConfigError(
+                f"no node runs on the data directory {self._path.parent}: nobody answers at "
+                f"{self._path.name}; start one with `shoal up`, or give its --data-dir"
+            ) from None
+        except TimeoutError:
+            raise ConfigError(
+                f"the node on {self._path.parent} did not answer within {CALL_DEADLINE_S:g} s; "
+                "look at its log"
+            ) from None

@@ -1,0 +1,329 @@
+"""`shoal demo`: a whole swarm on this machine, each node a process of its own.
+
+The first node makes the run; the others get only its ticket.  This process knows no more of
+them than a person would: it starts the command, asks each node's API, and reads the files
+that they name.  At the end a program of its own measures the weights on disk and their mean.
+
+Ends within three seconds of Ctrl-C and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from node import report, view
+from node.config import NamedCorpus, RunDraft, read_run_file
+from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
+from node.report import Measured, NodeResult, Report
+from protocol.errors import ConfigError
+
+T = TypeVar("T")
+
+RUN_FILE = ROOT / "examples" / "shakespeare.toml"
+MAX_NODES = 16
+"""Each has a worker with torch, some 400 MB."""
+POLL_S = 0.5
+LINE_INTERVAL_S = 5.0
+"""Where no terminal is, a line of progress this often."""
+STALL_S = 180.0
+"""No node got further for so long: a first start fetches the corpus and imports torch in
+every worker, which took under a minute on two cores."""
+MEASURE_DEADLINE_S = 120.0
+"""For the validation loss of all snapshots and their mean: seconds on an idle machine."""
+KILL_AT = 0.4
+JOIN_AT = 0.5
+"""Share of the rounds after which a node is killed, or joins."""
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the person asked for."""
+
+    nodes: int
+    steps: int
+    """Inner steps of each node."""
+    kill_one: bool
+    late_join: bool
+    baseline: bool
+    json_file: Path | None
+    keep: Path | None
+
+    def __post_init__(self) -> None:
+        least = 1 + self.kill_one + self.late_join
+        if not least <= self.nodes <= MAX_NODES:
+            raise ConfigError(
+                f"command line: --nodes is {self.nodes}, expected {least} to {MAX_NODES}: one is "
+                "left after --kill-one and before --late-join"
+            )
+        if self.steps < 1:
+            raise ConfigError(f"command line: --steps is {self.steps}, expected 1 or more")
+        if self.json_file and not self.json_file.absolute().parent.is_dir():
+            raise ConfigError(
+                f"{self.json_file}: there is no such directory; make it, or give another file"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """A stretch of training, whole or cut short by a failure."""
+
+    seconds: float
+    nodes: tuple[NodeResult, ...]
+    measured: Measured | None
+    failure: NodeFailed | None
+
+
+def main(options: Options) -> int:
+    """Run the demo; its exit status."""
+    console = Console()
+    draft = read_run_file(RUN_FILE)
+    rounds = max(1, round(options.steps / draft.trainer.inner_steps))
+    draft = replace(draft, rounds=rounds, min_members=options.nodes - options.late_join)
+    alone = replace(options, nodes=1, kill_one=False, late_join=False)
+    baseline = None
+    with _directory(options.keep) as root:
+        try:
+            outcome = _run(_train(options, draft, root, console))
+            if options.baseline and not outcome.failure:
+                console.print("one node alone, the same steps:")
+                baseline = _run(
+                    _train(alone, replace(draft, min_members=1), root / "alone", console)
+                )
+        except asyncio.CancelledError:
+            return INTERRUPTED
+    result = _report(outcome, baseline)
+    if options.json_file:
+        options.json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n")
+    console.print(report.tables(result))
+    for failure in filter(None, (outcome.failure, baseline and baseline.failure)):
+        Console(stderr=True, soft_wrap=True).print(f"shoal demo: {failure}", markup=False)
+    return 0 if result.ok else 1
+
+
+def run_file_text(draft: RunDraft) -> str:
+    """The run file of a draft on a named corpus; a JSON scalar is a TOML one."""
+    assert isinstance(draft.data, NamedCorpus)
+    top = asdict(draft) | {"data": draft.data.name}
+    tables = {name: top.pop(name) for name in ("model", "inner", "trainer")}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    """Where everything lies; removed in the end unless it is to be kept."""
+    if keep is None:
+        root = Path(tempfile.mkdtemp(prefix="shoal-demo-"))
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root)
+        return
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise ConfigError(f"{keep}: is in use, expected a new or empty directory; give another")
+    keep.mkdir(parents=True, exist_ok=True)
+    yield keep.absolute()
+
+
+def _run(work: Coroutine[object, object, T]) -> T:
+    """`work` to its end, cancelled by the first SIGINT or SIGTERM; further ones do nothing."""
+
+    async def until_signal() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        received: list[int] = []
+
+        def cancel(number: int) -> None:
+            if not received:
+                task.cancel()
+            received.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, cancel, number)
+        return await work
+
+    return asyncio.run(until_signal())
+
+
+def _report(outcome: _Outcome, baseline: _Outcome | None) -> Report:
+    failed = outcome.failure or (baseline and baseline.failure)
+    result = Report(
+        ok=False,
+        seconds=outcome.seconds,
+        nodes=outcome.nodes,
+        measured=outcome.measured,
+        baseline=baseline.measured.mean if baseline and baseline.measured else None,
+    )
+    return replace(result, ok=not failed and result.has_learned())
+
+
+# --- one stretch of training ---------------------------------------------------------------
+
+
+async def _train(options: Options, draft: RunDraft, root: Path, console: Console) -> _Outcome:
+    """Start the nodes, see them through the run, measure what they learned."""
+    began, failure, measured = time.monotonic(), None, None
+    run_file = _write_run_file(root, draft)
+    async with LocalSwarm(root) as swarm:
+        with _shown(console) as show:
+            try:
+                await _Training(swarm, draft, show).run(options, run_file)
+                measured = await _measure(swarm)
+            except NodeFailed as error:
+                failure = error
+        children = tuple(swarm.children)
+    return _Outcome(
+        seconds=time.monotonic() - began,
+        nodes=tuple(_result(child, measured) for child in children if child.status),
+        measured=measured,
+        failure=failure,
+    )
+
+
+def _write_run_file(root: Path, draft: RunDraft) -> Path:
+    root.mkdir(exist_ok=True)
+    path = root / "run.toml"
+    path.write_text(run_file_text(draft))
+    return path
+
+
+class _Training:
+    """The story of one run: who starts, who dies, who comes late, when it is over."""
+
+    def __init__(
+        self, swarm: LocalSwarm, draft: RunDraft, show: Callable[[list[Child]], None]
+    ) -> None:
+        self._swarm = swarm
+        self._draft = draft
+        self._show = show
+
+    async def run(self, options: Options, run_file: Path) -> None:
+        """Through the whole run.
+
+        Raises:
+            NodeFailed: a node ended on its own, or nobody got further.
+        """
+        swarm = self._swarm
+        creator = await swarm.start("node1", "run", "create", str(run_file))
+        await self._until("a ticket", lambda: bool(_ticket(creator)))
+        joiners = [f"node{number}" for number in range(2, options.nodes + 1)]
+        late = joiners.pop() if options.late_join else None
+        for name in joiners:
+            await swarm.start(name, "join", _ticket(creator))
+        if options.kill_one:
+            await self._until("the kill", lambda: self._progress() >= KILL_AT)
+            swarm.kill(swarm.children[1 if joiners else 0])
+        if late:
+            await self._until("the late join", lambda: self._progress() >= JOIN_AT)
+            await swarm.start(late, "join", _ticket(creator))
+        await self._until("the last round", self._is_over)
+
+    async def _until(self, what: str, reached: Callable[[], bool]) -> None:
+        """Poll, check and show the nodes until `reached`, as long as they get further."""
+        seen, deadline = -1, 0.0
+        while True:
+            await self._swarm.poll()
+            self._show(self._swarm.children)
+            self._swarm.check()
+            if reached():
+                return
+            now = time.monotonic()
+            if (steps := self._steps()) != seen:
+                seen, deadline = steps, now + STALL_S
+            elif now > deadline:
+                raise self._swarm.stalled(what)
+            await asyncio.sleep(POLL_S)
+
+    def _progress(self) -> float:
+        rounds = [child.status["round"] for child in self._swarm.children if child.status]
+        return max(rounds, default=0) / self._draft.rounds
+
+    def _steps(self) -> int:
+        return sum(child.status["inner_step"] for child in self._swarm.children if child.status)
+
+    def _is_over(self) -> bool:
+        return all(child.killed or child.has_finished for child in self._swarm.children)
+
+
+def _ticket(child: Child) -> str:
+    return child.status["ticket"] if child.status else ""
+
+
+def _result(child: Child, measured: Measured | None) -> NodeResult:
+    assert child.status is not None
+    return NodeResult(
+        name=child.name,
+        status=child.status,
+        val_end=measured.nodes.get(child.name) if measured else None,
+        killed=child.killed,
+    )
+
+
+async def _measure(swarm: LocalSwarm) -> Measured:
+    """Validation loss of each node's newest snapshot and of their mean, and the consensus.
+
+    Raises:
+        NodeFailed: the measuring program failed or was too slow.
+    """
+    ended = [child for child in swarm.children if child.status and not child.killed]
+    try:
+        async with asyncio.timeout(MEASURE_DEADLINE_S):
+            return await _yardstick(swarm, ended)
+    except TimeoutError:
+        raise NodeFailed("yardstick", f"took over {MEASURE_DEADLINE_S:g} s", ()) from None
+
+
+async def _yardstick(swarm: LocalSwarm, children: list[Child]) -> Measured:
+    statuses = {child.name: child.status for child in children if child.status}
+    first = next(iter(statuses.values()))
+    files = [first["spec"], first["blobs"]["tokenizer"], first["blobs"]["validation"]]
+    snapshots = {name: status["snapshot"] for name, status in statuses.items()}
+    arguments = [str(file) for file in (*files, *snapshots.values())]
+    printed = await swarm.output_of("yardstick", "-m", "node.yardstick", *arguments)
+    found = json.loads(printed)
+    return Measured(
+        mean=found["mean"],
+        nodes=dict(zip(snapshots, found["nodes"], strict=True)),
+        consensus=found["consensus"],
+    )
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[Callable[[list[Child]], None]]:
+    """How progress is shown: a live table on a terminal, else a line now and then."""
+    if not console.is_terminal:
+        last = 0.0
+
+        def print_line(children: list[Child]) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_INTERVAL_S:
+                last = time.monotonic()
+                line = view.swarm_line([(child.name, child.status) for child in children])
+                console.print(line, soft_wrap=True, highlight=False)
+
+        yield print_line
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda children: live.update(_table(children), refresh=True)
+
+
+def _table(children: list[Child]) -> Table:
+    now = time.time()
+    return view.swarm_table([(child.name, child.status) for child in children], now)

@@ -1,0 +1,197 @@
+"""Nodes as child processes of this one: started through the command line, asked through their
+API, ended for sure.
+
+Each child leads a process group of its own, with its worker in it, so that Ctrl-C on the
+terminal reaches only us and a signal of ours reaches node and worker.  Only groups that were
+started here are ever signalled, and a group once: when its leader is gone it is swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.api import ApiClient, Status
+from protocol.errors import ConfigError, ShoalError
+
+END_DEADLINE_S = 2.0
+"""From SIGTERM to SIGKILL; everything is to end within three seconds."""
+LOG_TAIL_LINES = 20
+ENDED = ("finished", "serving", "leaving")
+"""States of a node after its last round."""
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+FAREWELL_S = 0.5
+"""To be reaped after SIGKILL; a process in an uninterruptible wait may take longer."""
+ROOT = Path(__file__).parents[1]
+"""Where `python -m node.cli` finds the packages, installed or not."""
+
+
+class NodeFailed(ShoalError):
+    """A node of the demo ended although it should not have."""
+
+    def __init__(self, name: str, reason: str, log_tail: Sequence[str]) -> None:
+        lines = "\n".join(f"    {line}" for line in log_tail)
+        super().__init__(f"{name} {reason}; the end of its log:\n{lines}")
+        self.name = name
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """One node: its process and what it said last."""
+
+    name: str
+    directory: Path
+    log: Path
+    process: asyncio.subprocess.Process
+    client: ApiClient
+    status: Status | None = None
+    killed: bool = False
+    """By us, on purpose."""
+    swept: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.returncode is None
+
+    @property
+    def has_finished(self) -> bool:
+        """It closed the last round of its run."""
+        return self.status is not None and self.status["state"] in ENDED
+
+
+class LocalSwarm:
+    """The nodes under one directory.  `async with` ends all of them in the end."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.children: list[Child] = []
+        self._helpers: list[asyncio.subprocess.Process] = []
+
+    async def __aenter__(self) -> LocalSwarm:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for child in self.children:
+            await child.client.__aexit__()
+        await self.end()
+
+    async def start(self, name: str, *command: str) -> Child:
+        """Start the node `name` with `shoal COMMAND` on loopback, any port, its own directory."""
+        directory, log = self._root / name, self._root / f"{name}.log"
+        options = ("--data-dir", str(directory), "--listen", LOOPBACK, "--name", name)
+        process = await _spawn(("-m", "node.cli", *command, *options), log)
+        client = await ApiClient(directory / "api.sock").__aenter__()
+        child = Child(name=name, directory=directory, log=log, process=process, client=client)
+        self.children.append(child)
+        return child
+
+    async def poll(self) -> None:
+        """Ask every running node for its status; one that does not answer keeps its last."""
+        for child in self.children:
+            if not child.is_running:
+                _sweep(child)
+                continue
+            try:
+                child.status = await child.client.status()
+            except ConfigError:
+                continue  # not up yet, or going down: `check` sees to that
+
+    def check(self) -> None:
+        """No node has ended but those that were killed on purpose or have finished.
+
+        Raises:
+            NodeFailed: one has.
+        """
+        for child in self.children:
+            code = child.process.returncode
+            if code is None or child.killed or (code == 0 and child.has_finished):
+                continue
+            raise NodeFailed(child.name, f"ended with status {code}", _tail(child.log))
+
+    def stalled(self, what: str) -> NodeFailed:
+        """The failure of the child that is furthest from `what`."""
+        alive = [child for child in self.children if not child.killed]
+        child = min(alive, key=lambda child: child.status["inner_step"] if child.status else -1)
+        return NodeFailed(child.name, f"gets no further towards {what}", _tail(child.log))
+
+    def kill(self, child: Child) -> None:
+        """kill -9 the node and its worker."""
+        child.killed = True
+        _signal(child.process, signal.SIGKILL)
+
+    async def output_of(self, name: str, *arguments: str) -> bytes:
+        """What another program of ours prints: `python ARGUMENTS`, run to its end.
+
+        Raises:
+            NodeFailed: it ended with another status than 0.
+        """
+        log = self._root / f"{name}.log"
+        process = await _spawn(arguments, log, stdout=asyncio.subprocess.PIPE)
+        self._helpers.append(process)
+        printed, _ = await process.communicate()
+        if process.returncode:
+            raise NodeFailed(name, f"ended with status {process.returncode}", _tail(log))
+        return printed
+
+    async def end(self) -> None:
+        """End every node and helper: SIGTERM, two seconds, SIGKILL."""
+        processes = [child.process for child in self.children if not child.swept]
+        processes += [process for process in self._helpers if process.returncode is None]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        await _reaped(processes, END_DEADLINE_S)
+        for process in processes:
+            _signal(process, signal.SIGKILL)  # the worker too, if it outlived its node
+        await _reaped(processes, FAREWELL_S)
+        for child in self.children:
+            child.swept = True
+
+
+async def _spawn(
+    arguments: Sequence[str], log: Path, stdout: int | None = None
+) -> asyncio.subprocess.Process:
+    """Start Python in a group of its own; what it prints goes into `log`."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+async def _reaped(processes: Sequence[asyncio.subprocess.Process], for_s: float) -> None:
+    try:
+        async with asyncio.timeout(for_s):
+            for process in processes:
+                await process.wait()
+    except TimeoutError:
+        return
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open(errors="replace") as file:
+        return [line.rstrip() for line in deque(file, LOG_TAIL_LINES)]
+
+
+def _sweep(child: Child) -> None:
+    """The node is gone: so goes what is left of its group."""
+    if not child.swept:
+        child.swept = True
+        _signal(child.process, signal.SIGKILL)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return

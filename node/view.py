@@ -1,0 +1,128 @@
+"""Status and peers of a node as tables for a terminal.  Pure: values in, tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from node.api import PeerStatus, Status
+from protocol.ids import short
+
+KIB = 1024
+
+
+def status_table(status: Status, now_unix_s: float) -> Table:
+    """All that `shoal status` shows of one node, a fact a line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    exchanges = status["exchanges"]
+    rows = {
+        "node": f"{status['name']} {short(status['peer'])}".strip(),
+        "run": status["run"][:8] or "none",
+        "state": status["state"],
+        "round": f"{status['round']} of {status['rounds']}",
+        "inner step": f"{status['inner_step']} ({status['step_in_round']} of "
+        f"{status['inner_steps']} in this round)",
+        "loss": f"{status['loss']:.3f} nats/token",
+        "validation": f"{nats(status['val']['start'])} at the start, "
+        f"{nats(status['val']['end'])} now, nats/byte",
+        "speed": f"{status['tokens_per_s']:.0f} tokens/s",
+        "members": str(status["members"]),
+        "partner": short(status["partner"] or "") or "none",
+        "exchanges": f"{exchanges['made']} made, {exchanges['missed']} missed, "
+        f"{exchanges['half']} half",
+        "sent": by_kind(status["bytes"]["up"]),
+        "received": by_kind(status["bytes"]["down"]),
+        "waits for": waiting(status, now_unix_s) or "nothing",
+        "addresses": "\n".join(status["addrs"]),
+        "ticket": status["ticket"],
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def peers_table(peers: Sequence[PeerStatus]) -> Table:
+    """The members that a node sees, one a line."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("peer", "state", "round", "inner step", "loss", "tokens/s"):
+        table.add_column(name, justify="left" if name in ("peer", "state") else "right")
+    table.add_column("address", overflow="fold")
+    for peer in peers:
+        table.add_row(
+            short(peer["peer"]),
+            peer.get("state", ""),
+            str(peer.get("round", "")),
+            str(peer.get("inner_step", "")),
+            f"{peer.get('loss', 0.0):.3f}",
+            f"{peer.get('tokens_per_s', 0.0):.0f}",
+            (peer.get("addrs") or [""])[0],
+        )
+    return table
+
+
+def swarm_table(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -> Table:
+    """Several nodes of one run, one a line: what the demo shows while it runs."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("node", "round", "step", "loss", "tokens/s", "partner", "up", "down", "waits for"):
+        table.add_column(name, justify="left" if name in ("node", "waits for") else "right")
+    names = {status["peer"]: name for name, status in nodes if status}
+    for name, status in nodes:
+        if status is None:
+            table.add_row(name, *["-"] * 7, "its start")
+            continue
+        partner = status["partner"] or ""
+        table.add_row(
+            name,
+            f"{status['round']}/{status['rounds']}",
+            str(status["inner_step"]),
+            f"{status['loss']:.3f}",
+            f"{status['tokens_per_s']:.0f}",
+            names.get(partner, short(partner)) or "-",
+            size(sum(status["bytes"]["up"].values())),
+            size(sum(status["bytes"]["down"].values())),
+            waiting(status, now_unix_s) or status["state"],
+        )
+    return table
+
+
+def swarm_line(nodes: Sequence[tuple[str, Status | None]]) -> str:
+    """The same as one line, for a log."""
+    parts = [
+        f"{name}: round {status['round']} step {status['inner_step']} loss {status['loss']:.3f}"
+        if status
+        else f"{name}: starting"
+        for name, status in nodes
+    ]
+    return "; ".join(parts)
+
+
+def waiting(status: Status, now_unix_s: float) -> str:
+    """What the node waits for, from whom and for how long at most; empty: for nothing."""
+    wait = status["waiting"]
+    if not wait:
+        return ""
+    left_s = max(0.0, wait["until_unix_s"] - now_unix_s)
+    source = short(wait["from"]) if wait["from"].startswith("12D3") else wait["from"]
+    return f"{wait['what']} from {source}, {left_s:.0f} s at most"
+
+
+def by_kind(counts: dict[str, int]) -> str:
+    """`1.9 MiB payload, 12 KiB round`, the largest first."""
+    parts = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{size(count)} {kind}" for kind, count in parts if count) or "nothing"
+
+
+def size(count: float) -> str:
+    """A number of bytes with three digits at least."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < KIB or unit == "GiB":
+            break
+        count /= KIB
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
