@@ -1,0 +1,84 @@
+"""Multiaddrs: texts from outside into addresses to dial and to listen on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from node.p2p import library
+from protocol import check
+from protocol.errors import ConfigError
+from protocol.ids import PeerId
+
+MAX_ADDR_BYTES = 256
+
+
+def peer_of(addr: str) -> PeerId:
+    """The peer that a multiaddr with /p2p/ID leads to.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    if len(addr) > MAX_ADDR_BYTES:
+        raise ValueError(f"an address of {len(addr)} characters, at most {MAX_ADDR_BYTES}")
+    try:
+        peer = PeerId(str(Multiaddr(addr).value_for_protocol("p2p")))
+    except (MultiaddrError, ValueError) as error:
+        raise ValueError(f"{addr!r} is no address that ends in /p2p/ID") from error
+    if not is_shoal_id(peer):
+        raise ValueError(f"{addr!r} is the address of a peer without an Ed25519 key")
+    return peer
+
+
+def is_shoal_id(peer: PeerId) -> bool:
+    """Whether it is the id of an Ed25519 key: others cannot take part."""
+    try:
+        check.peer("peer", peer)
+    except ValueError:
+        return False
+    return True
+
+
+def dial_addr(text: str, peer: PeerId) -> Multiaddr | None:
+    """`text` with /p2p/ID at its end, or None if it leads to nobody or somebody else."""
+    try:
+        if len(text) > MAX_ADDR_BYTES:
+            return None
+        addr = Multiaddr(text if "/p2p/" in text else f"{text}/p2p/{peer}")
+        return addr if peer_of(str(addr)) == peer else None
+    except (MultiaddrError, ValueError):
+        return None
+
+
+def listen_addr(text: str) -> Multiaddr:
+    try:
+        addr = Multiaddr(text)
+        addr.value_for_protocol("tcp")
+    except (MultiaddrError, ValueError) as error:
+        raise ConfigError(
+            f"listen: found {text!r}, expected an address such as /ip4/0.0.0.0/tcp/4001; "
+            "correct it in the configuration"
+        ) from error
+    return addr
+
+
+def check_port(addr: Multiaddr) -> None:
+    _, family, ip, *_ = str(addr).split("/")
+    port = int(str(addr.value_for_protocol("tcp")))
+    try:
+        if family in ("ip4", "ip6") and port and library.port_is_taken(ip, port):
+            raise ConfigError(
+                f"listen: found port {port} of {ip} in use by another program, expected it "
+                "free; stop that program or choose another port"
+            )
+    except OSError as error:
+        raise ConfigError(cannot_listen([addr])) from error
+
+
+def cannot_listen(addrs: Sequence[Multiaddr]) -> str:
+    return (
+        f"listen: {', '.join(map(str, addrs))} cannot be listened on, expected addresses of "
+        "this machine and free ports; choose other ones"
+    )

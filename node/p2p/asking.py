@@ -1,0 +1,206 @@
+"""A stream that we opened: our requests out, the peer's answers in.
+
+Many calls are under way at once, told apart by id.  A call that nobody waits for any more stays
+known until the peer has ended it, so that what still comes of it is counted and dropped, and
+anything else is the peer's fault.  Trio side.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from node.p2p.counters import Counters
+from node.p2p.outbox import Outbox, Sending
+from node.p2p.streams import (
+    MAX_CALLS,
+    STREAM_ERRORS,
+    Blamed,
+    Stream,
+    frames,
+    parsed,
+    read_and_write,
+)
+from protocol import frame
+from protocol.frame import Frame, FrameKind, Refusal
+from protocol.rpc import Kind, Method
+
+# --- outcomes of a call: values, for they cross to the other thread --------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole answer; empty if it was written into the caller's memory."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """No answer, by nobody's fault: the stream broke, or the deadline passed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The answer is none that an honest peer sends."""
+
+    reason: str
+
+
+Outcome = Answer | Refusal | Gone | Broke
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A call under way."""
+
+    kind: Kind
+    max_bytes: int
+    into: memoryview | None
+    parts: list[bytes] = field(default_factory=list)
+    got_bytes: int = 0
+    outcome: Outcome | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    abandoned: bool = False
+    """Nobody waits any more; what still comes is counted and dropped."""
+
+    def take(self, payload: bytes) -> None:
+        """A piece of the answer; an answer that is too long ends the call."""
+        end = self.got_bytes + len(payload)
+        if end > self.max_bytes:
+            return self.finish(Broke(f"an answer of over {self.max_bytes} bytes"))
+        if self.into is None:
+            self.parts.append(payload)
+        else:
+            self.into[self.got_bytes : end] = payload
+        self.got_bytes = end
+        return None
+
+    def close(self) -> None:
+        """The last piece has come."""
+        if self.into is None:
+            self.finish(Answer(b"".join(self.parts)))
+        elif self.got_bytes < self.max_bytes:
+            self.finish(Broke(f"an answer of {self.got_bytes} bytes, not {self.max_bytes}"))
+        else:
+            self.finish(Answer(b""))
+
+    def finish(self, outcome: Outcome) -> None:
+        """What the caller gets; from here on its memory is left alone."""
+        self.outcome = outcome
+        self.into = None
+        self.parts = []
+        self.abandoned = True
+        self.done.set()
+
+
+class Asking:
+    """A stream that we opened."""
+
+    def __init__(self, stream: Stream, counters: Counters) -> None:
+        self._stream = stream
+        self._counters = counters
+        self._outbox = Outbox(stream.write, counters)
+        self._calls: dict[int, _Asked] = {}
+        self._ids = itertools.count()
+        self.broken: str | None = None
+        """Why no more calls can be made."""
+
+    async def call(
+        self,
+        method: Method[Any, Any],
+        body: bytes,
+        deadline_s: float,
+        into: memoryview | None,
+    ) -> Outcome:
+        """Ask, and wait for the outcome; cancelling it frees the peer.
+
+        Args:
+            deadline_s: what the peer is told; whoever calls this also cancels it then.
+            into: gets the answer, which must be exactly as long; left alone after the end.
+        """
+        if self.broken is not None:
+            return Gone(self.broken)
+        if len(self._calls) >= MAX_CALLS:
+            return Gone(f"{MAX_CALLS} calls to it are under way")
+        call = next(self._ids)
+        max_bytes = method.max_answer_bytes if into is None else len(into)
+        asked = _Asked(method.kind, max_bytes, into)
+        self._calls[call] = asked
+        deadline_ms = max(1, int(deadline_s * 1000))
+        frames = frame.request_frames(call, method.name, deadline_ms, body)
+        self._outbox.add(Sending(call, frames, method.kind))
+        try:
+            await asked.done.wait()
+        finally:
+            if not asked.done.is_set():
+                asked.finish(Gone("cancelled"))
+                self._abandon(call, asked)
+        assert asked.outcome is not None
+        return asked.outcome
+
+    async def run(self) -> None:
+        """Read and write until the stream ends; all calls fail then.
+
+        Raises:
+            Blamed: the peer broke the protocol.
+        """
+        try:
+            await read_and_write(self._stream, self._outbox, self._read())
+            self._fail("the stream ended")
+        except STREAM_ERRORS as error:
+            self._fail(f"the stream broke ({type(error).__name__})")
+        except Blamed as error:
+            self._fail(str(error))
+            raise
+        finally:
+            self._fail("the node stops")
+
+    def _fail(self, reason: str) -> None:
+        if self.broken is None:
+            self.broken = reason
+        for asked in self._calls.values():
+            if not asked.abandoned:
+                asked.finish(Gone(self.broken))
+        self._calls.clear()
+
+    def _abandon(self, call: int, asked: _Asked) -> None:
+        """Free the other side: the id is done when its ANSWER or ERROR comes."""
+        if self._calls.get(call) is not asked:
+            return
+        if self._outbox.drop(call):
+            del self._calls[call]  # the peer never heard of it
+        else:
+            self._outbox.add(Sending(call, iter([frame.cancel_frame(call)]), asked.kind))
+
+    async def _read(self) -> None:
+        async for item in frames(self._stream):
+            asked = self._calls.get(item.call)
+            if asked is None:
+                raise Blamed(f"{item.kind.name} for call {item.call}, which is not under way")
+            self._counters.frame_down(asked.kind, item.size_bytes)
+            self._take(item, asked)
+
+    def _take(self, item: Frame, asked: _Asked) -> None:
+        match item.kind:
+            case FrameKind.PART | FrameKind.ANSWER:
+                if not asked.abandoned:
+                    asked.take(item.payload)
+                    if asked.abandoned and item.kind is FrameKind.PART:
+                        self._abandon(item.call, asked)  # too long: want no more of it
+                if item.kind is FrameKind.ANSWER:
+                    if not asked.abandoned:
+                        asked.close()
+                    del self._calls[item.call]
+            case FrameKind.ERROR:
+                refusal = parsed(frame.parse_refusal, item.payload)
+                if not asked.abandoned:
+                    asked.finish(refusal)
+                del self._calls[item.call]
+            case _:
+                raise Blamed(f"{item.kind.name} where answers are expected")

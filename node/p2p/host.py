@@ -1,0 +1,320 @@
+"""A node's place in libp2p: listen, dial, and calls over long-lived streams.
+
+TCP, Noise and Yamux; the identity is the node's Ed25519 key.  Everything here runs in the trio
+thread; `node.bridge` is the way in.  To each peer there is at most one stream per lane that we
+opened, opened when the first call needs it and kept; when it breaks, its calls fail and the
+next call opens another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from multiaddr import Multiaddr
+
+from node.p2p import library
+from node.p2p.addrs import cannot_listen, check_port, dial_addr, is_shoal_id, listen_addr
+from node.p2p.answering import Answering, Handler, Places
+from node.p2p.asking import Asking, Gone, Outcome
+from node.p2p.counters import Counters
+from node.p2p.dht import Dht
+from node.p2p.streams import STREAM_ERRORS, Blamed
+from protocol.envelope import Signer
+from protocol.errors import ConfigError, PeerUnavailable
+from protocol.ids import PeerId
+from protocol.rpc import Lane, Method
+
+MAX_CONNECTIONS = 300
+"""The library's own default, said here because memory is bounded by it."""
+MAX_ADDRS = 8
+"""Addresses kept and tried of one peer."""
+MAX_KNOWN_PEERS = 4096
+"""Peers whose addresses are kept; the one added longest ago is forgotten first."""
+DIAL_ADDR_S = 5.0
+"""What one address may take before the next is tried.  A guess: several round trips of Noise
+and Yamux over the slowest of links, less than a person waits."""
+CLOSE_S = 0.5
+"""What saying goodbye to a peer may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What the host tells, on the trio side; none of these may wait."""
+
+    connected: Callable[[PeerId], None]
+    disconnected: Callable[[PeerId], None]
+    blame: Callable[[PeerId, str], None]
+    """The peer broke the protocol, with what."""
+
+
+class Host:
+    """One per node, on the trio side."""
+
+    def __init__(
+        self, signer: Signer, listen: Sequence[str], handler: Handler, events: Events
+    ) -> None:
+        self.counters = Counters()
+        self._listen = [listen_addr(addr) for addr in listen]
+        self._handler = handler
+        self._events = events
+        self._tcp = library.CountedTcp(self.counters)
+        self._host = _new_host(signer, self._tcp)
+        network = self._host.get_network()
+        assert isinstance(network, Swarm)
+        self._network = network
+        network.retry_config = RetryConfig(max_retries=0)  # whoever calls knows when to retry
+        self.dht = Dht(self._host)
+        self._places = Places()
+        self._me = signer.peer
+        self._addrs: dict[PeerId, list[Multiaddr]] = {}
+        self._streams: dict[tuple[PeerId, Lane], Asking] = {}
+        self._opening: dict[tuple[PeerId, Lane], trio.Lock] = {}
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._seen: set[PeerId] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen and serve meanwhile.
+
+        Raises:
+            ConfigError: a port is in use, or an address cannot be listened on.
+        """
+        for addr in self._listen:
+            check_port(addr)
+        for lane in Lane:
+            self._host.set_stream_handler(TProtocol(lane.value), self._answer(lane))
+        async with trio.open_nursery() as nursery, self._host.run(listen_addrs=self._listen):
+            if len(self._network.listeners) < len({str(addr) for addr in self._listen}):
+                raise ConfigError(cannot_listen(self._listen))
+            self._nursery = nursery
+            self._network.register_notifee(_Notifee(self))
+            async with self.dht.running():
+                try:
+                    yield
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._close()
+            nursery.cancel_scope.cancel()
+
+    # --- addresses and connections ---------------------------------------------------------
+
+    def addrs(self) -> tuple[str, ...]:
+        """Where we listen, each with /p2p/ID at its end."""
+        return tuple(str(addr) for addr in self._host.get_addrs())
+
+    def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """Remember where `peer` may be dialled; what is no address is skipped."""
+        known = self._addrs.pop(peer, [])
+        for text in addrs:
+            addr = dial_addr(text, peer)
+            if addr is not None and addr not in known:
+                known.insert(0, addr)
+        self._addrs[peer] = known[:MAX_ADDRS]
+        while len(self._addrs) > MAX_KNOWN_PEERS:
+            del self._addrs[next(iter(self._addrs))]
+
+    def connected(self) -> tuple[PeerId, ...]:
+        """Peers with a connection, sorted."""
+        return tuple(sorted(self._seen))
+
+    async def connect(self, peer: PeerId, deadline_s: float) -> None:
+        """Have a connection to `peer`.
+
+        Raises:
+            PeerUnavailable: no address of it answers as that peer, and why.
+        """
+        with trio.move_on_after(deadline_s):
+            async with self._dialling.setdefault(peer, trio.Lock()):
+                await self._dial(peer)
+            return
+        raise PeerUnavailable(peer, f"no connection within {deadline_s:g} s")
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to `peer`."""
+        connections = self._network.get_connections(ID.from_base58(peer))
+        with trio.move_on_after(CLOSE_S):
+            await self._network.close_peer(ID.from_base58(peer))
+            return
+        await self._tcp.close_sockets_of(connections)
+
+    async def _dial(self, peer: PeerId) -> None:
+        if peer == self._me:
+            raise PeerUnavailable(peer, "is this node itself")
+        id = ID.from_base58(peer)
+        if any(not c.is_closed for c in self._network.get_connections(id)):
+            return
+        addrs = self._addrs.get(peer, [])
+        if not addrs:
+            raise PeerUnavailable(peer, "not connected, and no address of it is known")
+        reasons = []
+        for addr in addrs:
+            try:
+                with trio.fail_after(DIAL_ADDR_S):
+                    await self._network.dial_addr(addr, id)
+                return
+            except BaseLibp2pError as error:
+                reasons.append(f"{addr}: {_root(error)}")
+            except trio.TooSlowError:
+                reasons.append(f"{addr}: no answer within {DIAL_ADDR_S:g} s")
+        raise PeerUnavailable(peer, "cannot be dialled: " + "; ".join(reasons))
+
+    # --- calls -----------------------------------------------------------------------------
+
+    async def call(
+        self,
+        peer: PeerId,
+        method: Method[Any, Any],
+        body: bytes,
+        deadline_s: float,
+        into: memoryview | None,
+    ) -> Outcome:
+        """Ask `peer`, dialling it first if need be."""
+        begin = trio.current_time()
+        doing = "connection"
+        with trio.move_on_after(deadline_s):
+            try:
+                asking = await self._asking(peer, method.lane, deadline_s)
+            except PeerUnavailable as error:
+                return Gone(error.reason)
+            doing = "answer"
+            left_s = max(0.001, begin + deadline_s - trio.current_time())
+            return await asking.call(method, body, left_s, into)
+        return Gone(f"{method.name}: no {doing} within {deadline_s:g} s")
+
+    async def _asking(self, peer: PeerId, lane: Lane, deadline_s: float) -> Asking:
+        """The stream to this peer, opened now unless it is there."""
+        key = (peer, lane)
+        asking = self._streams.get(key)
+        if asking is not None and asking.broken is None:
+            return asking
+        async with self._opening.setdefault(key, trio.Lock()):
+            asking = self._streams.get(key)
+            if asking is None or asking.broken is not None:
+                await self.connect(peer, deadline_s)
+                asking = await self._open(peer, lane)
+                self._streams[key] = asking
+            return asking
+
+    async def _open(self, peer: PeerId, lane: Lane) -> Asking:
+        try:
+            stream = await self._host.new_stream(ID.from_base58(peer), [TProtocol(lane.value)])
+        except STREAM_ERRORS as error:
+            raise PeerUnavailable(peer, f"no stream for {lane.value}: {_root(error)}") from error
+        asking = Asking(stream, self.counters)
+        self._nursery.start_soon(self._ask, peer, lane, asking)
+        return asking
+
+    async def _ask(self, peer: PeerId, lane: Lane, asking: Asking) -> None:
+        try:
+            await asking.run()
+        except Blamed as error:
+            self._events.blame(peer, str(error))
+        finally:
+            if self._streams.get((peer, lane)) is asking:
+                del self._streams[peer, lane]
+                self._opening.pop((peer, lane), None)
+
+    def _answer(self, lane: Lane) -> Callable[[INetStream], Any]:
+        async def handle(stream: INetStream) -> None:
+            peer = PeerId(stream.muxed_conn.peer_id.to_base58())
+            answering = Answering(peer, lane, stream, self.counters, self._places, self._handler)
+            try:
+                await answering.run()
+            except Blamed as error:
+                self._events.blame(peer, str(error))
+
+        return handle
+
+    # --- coming and going ------------------------------------------------------------------
+
+    async def peer_came(self, id: ID) -> None:
+        """A connection was made, by either side."""
+        peer = PeerId(id.to_base58())
+        if not is_shoal_id(peer):
+            self._nursery.start_soon(self._network.close_peer, id)
+            return
+        if peer not in self._seen:
+            self._seen.add(peer)
+            self._events.connected(peer)
+            self._nursery.start_soon(self.dht.add_peer, id)
+
+    def peer_left(self, id: ID) -> None:
+        """A connection was closed; it may not have been the last."""
+        peer = PeerId(id.to_base58())
+        if any(not c.is_closed for c in self._network.get_connections(id)):
+            return
+        self._dialling.pop(peer, None)
+        if peer in self._seen:
+            self._seen.discard(peer)
+            self._events.disconnected(peer)
+
+    async def _close(self) -> None:
+        """Say goodbye to everybody at once, for the library takes 0.2 s for each."""
+        with trio.move_on_after(CLOSE_S):
+            async with trio.open_nursery() as nursery:
+                for connection in self._network.get_connections():
+                    nursery.start_soon(connection.close)
+        await self._tcp.close_all()
+
+
+class _Notifee(INotifee):
+    """What the library calls when connections come and go."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        await self._host.peer_came(conn.muxed_conn.peer_id)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        self._host.peer_left(conn.muxed_conn.peer_id)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
+def _new_host(signer: Signer, tcp: library.CountedTcp) -> Any:
+    library.quiet_loggers()
+    keys = create_new_key_pair(signer.seed)
+    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+    return new_host(
+        key_pair=keys,
+        transports=[tcp],
+        # Said here because the library's default also accepts plaintext, that is, any identity.
+        sec_opt={TProtocol(NOISE): noise},
+        muxer_opt={TProtocol(YAMUX): library.BoundedYamux},
+        connection_config=ConnectionConfig(
+            max_connections=MAX_CONNECTIONS,
+            high_watermark=MAX_CONNECTIONS,
+            min_connections=0,  # the library would dial whoever it ever heard of
+            low_watermark=0,
+        ),
+    )
+
+
+def _root(error: BaseException) -> str:
+    """The sentence of the first cause: the library wraps several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__

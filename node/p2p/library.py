@@ -1,0 +1,192 @@
+"""Where shoal reaches below the documented surface of py-libp2p, all in one file.
+
+Each piece says why and when it can go; tests/test_libp2p.py pins each, so that another
+version of the library fails there and not in a swarm.  Written against libp2p 0.8.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from typing import cast
+
+import trio
+from libp2p.abc import INetConn, IRawConnection
+from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.kad_dht.kad_dht import KadDHT
+from libp2p.kad_dht.provider_store import ProviderRecord
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp.tcp import TCP, TCPListener
+from multiaddr import Multiaddr
+
+from node.p2p.counters import Counters
+
+MAX_UNREAD_BYTES = 20 << 20
+"""What one connection may leave unread in all its streams: the largest Yamux window (16 MiB),
+and some for everything else."""
+DEAD_AFTER_S = 30
+"""A connection that acknowledges nothing for so long is closed by the kernel.  A guess: longer
+than a node is stopped by a full disk or a suspended container, shorter than an exchange."""
+READ_BYTES = 1 << 17
+"""One read of the socket: two Noise messages of the largest size."""
+
+
+class CountedStream(ReadWriteCloser):
+    """A TCP connection that counts its bytes, and whose writes cannot be cut by cancellation.
+
+    Anything above may be cancelled while it writes.  Half a Noise message, or a nonce used for
+    a message that was never sent, breaks the whole connection, so the write at the bottom is
+    shielded: it ends with the socket.  Can go when the library shields its own writes.
+    """
+
+    def __init__(self, inner: ReadWriteCloser, transport: CountedTcp) -> None:
+        self._inner = inner
+        self._transport = transport
+        self._ahead = b""
+        transport.open.add(self)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of it, then count it."""
+        with trio.CancelScope(shield=True):
+            await self._inner.write(data)
+        self._transport.counters.socket_up(len(data))
+
+    async def read(self, n: int | None = None) -> bytes:
+        """At most `n` bytes, out of larger pieces: Noise asks for two bytes at a time."""
+        if not self._ahead:
+            self._ahead = await self._inner.read(READ_BYTES)
+            self._transport.counters.socket_down(len(self._ahead))
+        taken = self._ahead if n is None else self._ahead[:n]
+        self._ahead = self._ahead[len(taken) :]
+        return taken
+
+    async def close(self) -> None:
+        """Close the socket; who reads or writes it sees the end."""
+        self._transport.open.discard(self)
+        await self._inner.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """The other end's address and port."""
+        return self._inner.get_remote_address()
+
+
+class CountedTcp(TCP):
+    """The TCP transport: every connection, dialled or accepted, is a `CountedStream`.
+
+    Can go when the library counts bytes and closes dead sockets by itself.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        super().__init__()
+        self.counters = counters
+        self.open: set[CountedStream] = set()
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """As the library, counted."""
+        return self._counted(await super().dial(maddr))
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
+        """As the library, counted."""
+        return self._counted(await super().dial_with_source(maddr, source))
+
+    def create_listener(self, handler_function: THandler) -> TCPListener:
+        """As the library, counted."""
+
+        async def handler(stream: ReadWriteCloser) -> None:
+            _watch(stream)
+            counted = CountedStream(stream, self)
+            try:
+                await handler_function(counted)
+            finally:
+                self.open.discard(counted)
+
+        return super().create_listener(handler)
+
+    async def close_all(self) -> None:
+        """Close every socket at once, whatever is under way on it."""
+        for stream in list(self.open):
+            await stream.close()
+
+    async def close_sockets_of(self, connections: Sequence[INetConn]) -> None:
+        """Close the sockets under these connections at once."""
+        remotes = [cast(Yamux, c.muxed_conn).get_remote_address() for c in connections]
+        for stream in list(self.open):
+            if stream.get_remote_address() in remotes:
+                await stream.close()
+
+    def _counted(self, connection: IRawConnection) -> IRawConnection:
+        assert isinstance(connection, RawConnection)
+        _watch(connection.stream)
+        connection.stream = CountedStream(connection.stream, self)
+        return connection
+
+
+class BoundedYamux(Yamux):
+    """Yamux that holds a peer to a bound.
+
+    The library only warns when a peer sends more than its window, and keeps the bytes: a
+    hostile one fills the memory through any stream that nobody reads.  Here the connection is
+    closed at `MAX_UNREAD_BYTES`.  Can go when the library enforces windows.
+    """
+
+    async def _read_data_body(self, length: int) -> bytes:
+        unread = sum(len(buffer) for buffer in self.stream_buffers.values())
+        if unread + length > MAX_UNREAD_BYTES:
+            raise trio.TooSlowError  # the one error at which the library closes the connection
+        body: bytes = await super()._read_data_body(length)
+        return body
+
+
+def forget_providers(dht: KadDHT, key: bytes) -> dict[str, ProviderRecord]:
+    """Take the key's provider records out of the local store, and return them.
+
+    `find_providers` answers from there and then asks nobody, for 48 hours.  Can go when a
+    lookup asks the network too.
+    """
+    found: dict[str, ProviderRecord] = dht.provider_store.providers.pop(key, {})
+    return found
+
+
+def restore_providers(dht: KadDHT, key: bytes, records: dict[str, ProviderRecord]) -> None:
+    """Put back what `forget_providers` took, unless the network knew something newer."""
+    dht.provider_store.providers[key] = records | dht.provider_store.providers.get(key, {})
+
+
+def quiet_loggers() -> None:
+    """The library logs ordinary events (a closed stream, a refused dial) as errors."""
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("libp2p."):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    """Whether another socket listens there.
+
+    The library listens with SO_REUSEPORT, so a second node on the same port would not fail but
+    get half of the connections.  Can go when the library can listen without it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise
+    return False
+
+
+def _watch(stream: ReadWriteCloser) -> None:
+    """Let the kernel find out that the other end is gone."""
+    sock = stream.stream.socket  # type: ignore[attr-defined]  # of a TrioTCPStream
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_AFTER_S // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_AFTER_S // 6)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000)

@@ -1,0 +1,92 @@
+"""Frames waiting to be written to one stream.
+
+Bodies under way take turns, one frame each, so that none starves and a small one is done after
+one turn.  What waits here is bounded by the calls under way, which both sides bound: a body is
+cut into frames only when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from node.p2p.counters import Counters
+from protocol.rpc import Kind
+
+BATCH_BYTES = 16 * 1024
+"""Small frames are written together up to this: one Noise message instead of many."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(slots=True, eq=False)
+class Sending:
+    """A body, or a single frame, under way to the stream."""
+
+    call: int
+    frames: Iterator[bytes]
+    kind: Kind | None
+    """What its bytes count as; None: as transport."""
+    written: Callable[[], None] = field(default=_nothing)
+    """Called after the last frame was written."""
+    begun: bool = field(default=False)
+
+
+class Outbox:
+    """The writing half of one stream."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]], counters: Counters) -> None:
+        self._write = write
+        self._counters = counters
+        self._turns: deque[Sending] = deque()
+        self._more = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def add(self, sending: Sending) -> None:
+        """Queue it behind the others."""
+        self._turns.append(sending)
+        self._more.set()
+
+    def drop(self, call: int) -> bool:
+        """Send no more of this call; whether nothing of it was sent so far."""
+        mine = [sending for sending in self._turns if sending.call == call]
+        for sending in mine:
+            self._turns.remove(sending)
+        return bool(mine) and not mine[0].begun
+
+    async def run(self) -> None:
+        """Write until the stream breaks; its error is raised."""
+        while True:
+            await self._more.wait()
+            self._more = trio.Event()
+            while self._turns:
+                await self._write_batch()
+
+    async def _write_batch(self) -> None:
+        batch: list[tuple[Sending, bytes]] = []
+        finished: list[Sending] = []
+        size_bytes = 0
+        while self._turns and size_bytes < BATCH_BYTES:
+            sending = self._turns.popleft()
+            frame = next(sending.frames, None)
+            if frame is None:
+                finished.append(sending)
+                continue
+            sending.begun = True
+            batch.append((sending, frame))
+            size_bytes += len(frame)
+            self._turns.append(sending)
+        if batch:
+            await self._write(b"".join(frame for _, frame in batch))
+        for sending, frame in batch:
+            if sending.kind is not None:
+                self._counters.frame_up(sending.kind, len(frame))
+        for sending in finished:
+            sending.written()

@@ -1,0 +1,100 @@
+"""What both ends of a stream of calls share.
+
+A stream is read and written by two tasks that wait for nothing but that stream.  It ends by
+itself (one of `STREAM_ERRORS`), or because the peer broke the protocol (`Blamed`, which carries
+the sentence); either way it is reset and all its calls end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import trio
+from libp2p.exceptions import BaseLibp2pError
+
+from node.p2p.outbox import Outbox
+from protocol.errors import Malformed
+from protocol.frame import Frame, FrameReader
+
+T = TypeVar("T")
+
+MAX_CALLS = 256
+"""Calls under way on one stream, cancelled ones included until they are ended.  Several times
+what any peer serves at once, so only a dead peer meets it."""
+READ_BYTES = 1 << 18
+"""One read of a stream: the window that a Yamux stream starts with."""
+RESET_S = 1.0
+"""How long the last frame of a stream may wait for a peer that does not read."""
+
+STREAM_ERRORS = (BaseLibp2pError, OSError, EOFError, trio.ClosedResourceError)
+"""How a stream of the library ends."""
+
+
+class Stream(Protocol):
+    """What is needed of libp2p's stream."""
+
+    async def read(self, n: int | None = None) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def reset(self) -> None: ...
+
+
+class Blamed(Exception):
+    """The peer broke the protocol on this stream."""
+
+
+async def read_and_write(
+    stream: Stream,
+    outbox: Outbox,
+    read: Coroutine[Any, Any, None],
+    *others: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """Read and write one stream; the first to end takes the other along."""
+    error: BaseException | None = None
+
+    async def until_end(task: Coroutine[Any, Any, None]) -> None:
+        nonlocal error
+        try:
+            await task
+        except (*STREAM_ERRORS, Blamed) as end:
+            error = error or end
+        nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_end, outbox.run())
+            for other in others:
+                nursery.start_soon(other)
+            await until_end(read)
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(RESET_S):
+            await stream.reset()
+    if error is not None:
+        raise error
+
+
+async def frames(stream: Stream) -> AsyncIterator[Frame]:
+    reader = FrameReader()
+    while True:
+        data = await stream.read(READ_BYTES)
+        if not data:
+            return
+        reader.feed(data)
+        while (item := _next(reader)) is not None:
+            yield item
+
+
+def _next(reader: FrameReader) -> Frame | None:
+    try:
+        return reader.next()
+    except Malformed as error:
+        raise Blamed(str(error)) from error
+
+
+def parsed(parse: Callable[[bytes], T], payload: bytes) -> T:
+    try:
+        return parse(payload)
+    except Malformed as error:
+        raise Blamed(str(error)) from error
