@@ -1,0 +1,66 @@
+"""Who can be exchanged with now, and why not the others.
+
+Presence says who is alive and what it does; the record says what it wants in the long run.
+Presence is newer, so without a sign of life nobody is a candidate, and a record only speaks
+against one: it left, it finished, it equivocated.  A peer whose record has not arrived yet is
+a candidate: its presence is signed, and records are seconds behind.
+
+Pure: the same views and presences give the same answer, sorted by peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from crdt.schema import Content, Control, NoView, View
+from protocol.ids import PeerId
+from protocol.messages import Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One known peer: whether it can be exchanged with, and why (not)."""
+
+    peer: PeerId
+    is_candidate: bool
+    reason: str
+
+
+def standings(
+    views: Mapping[PeerId, View], live: Iterable[Presence], *, me: PeerId
+) -> tuple[Standing, ...]:
+    """Everyone of whom there is a record or a sign of life, but for `me`; sorted.
+
+    Args:
+        live: the presences that hold now; who keeps them lets them expire.
+    """
+    seen = {presence.peer: presence for presence in live}
+    found = []
+    for peer in sorted(views.keys() | seen.keys()):
+        if peer != me:
+            against = _against(views.get(peer), seen.get(peer))
+            found.append(Standing(peer, not against, against or "training"))
+    return tuple(found)
+
+
+def candidates(standings: tuple[Standing, ...]) -> tuple[PeerId, ...]:
+    """The peers that the trainer may choose a partner from, sorted."""
+    return tuple(standing.peer for standing in standings if standing.is_candidate)
+
+
+def control(views: Mapping[PeerId, View], creator: PeerId) -> Control:
+    """What the creator wants of the run; what others write about it is not read."""
+    view = views.get(creator)
+    return (view.control if isinstance(view, Content) else None) or Control()
+
+
+def _against(view: View | None, presence: Presence | None) -> str:
+    """Why a peer is no candidate; empty if it is one."""
+    if isinstance(view, Content) and view.member and view.member.status != "joined":
+        return f"{view.member.status} the run"
+    if isinstance(view, NoView):
+        return view.reason
+    if presence is None:
+        return "no sign of life"
+    return "" if presence.state == "training" else presence.state

@@ -1,0 +1,341 @@
+"""The owner of a run's records: merges, writes ours, saves, and keeps peers equal.
+
+Everything happens in one event loop; nothing but the disk has a thread.  Three tasks: one
+writes our own record, one pushes what is new to a few peers, one compares with a random live
+peer every second and saves.  Promises:
+
+* our own entry is on disk before any peer can see it, so a kill -9 never makes us sign the
+  same place twice;
+* `write` never waits and is never lost in memory: with a full disk one sentence is logged,
+  nothing is published, and it is tried again;
+* what peers send costs them their reputation if it breaks the protocol, and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from crdt import sync
+from crdt.author import Author
+from crdt.record import Entry, Proof, Record
+from crdt.replica import Replica
+from crdt.schema import Content, NoView, View
+from node.ports import Rpc
+from node.record_files import RecordFiles
+from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.ids import PeerId, short
+from protocol.rpc import RECORDS, RecordCall
+
+log = logging.getLogger(__name__)
+
+SYNC_S = 1.0
+"""Between two comparisons; equal replicas spend 0.3 KB on one."""
+SYNC_DEADLINE_S = 30.0
+"""Of one whole comparison: a joiner fetches up to 8 MB of records in one."""
+PUSH_DELAY_S = 0.1
+"""News of this long travel in one push.  A guess: small beside a round."""
+FAN_OUT = 3
+"""Peers pushed to.  ln(64) < 3 + one comparison a second: a guess, nobody is left out long."""
+MAX_PUSHES = 8
+"""Pushes under way; one more is skipped, its entries are found by comparing."""
+ASK_S = 5.0
+"""How long we ask peers for our own record before we write the first time."""
+ASK_PEERS = 3
+"""Answers that are enough.  A guess: one may have joined a second ago."""
+ASK_TICK_S = 0.2
+MAX_EARLY = 64
+"""Changes that wait for our own record; a round takes longer than `ASK_S`."""
+SAVE_TICKS = 5
+"""Records of others are saved every so many comparisons; a kill loses no more than that."""
+RETRY_S = 5.0
+"""Until a disk that refused is asked again."""
+
+Change = Callable[[Content], Content]
+
+
+class Records:
+    """This node's copy of the records of one run."""
+
+    def __init__(
+        self,
+        *,
+        author: Author,
+        replica: Replica,
+        files: RecordFiles,
+        rpc: Rpc,
+        peers: Callable[[], Sequence[PeerId]],
+        changed: Callable[[tuple[PeerId, ...]], None],
+        blame: Callable[[PeerId, str], None],
+        rng: random.Random,
+    ) -> None:
+        """Loads what is on disk.
+
+        Args:
+            peers: the peers that are alive now.
+            changed: told the authors whose records changed; must not wait.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        self._author = author
+        self._me = author.signer.peer
+        self._replica = replica
+        self._files = files
+        self._rpc = rpc
+        self._peers = peers
+        self._changed = changed
+        self._blame = blame
+        self._rng = rng
+        self._content: Content | None = None
+        """What our record is to say; None until we know what it says."""
+        self._early: list[Change] = []
+        self._due = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._news_here = asyncio.Event()
+        self._entries: list[Entry] = []
+        self._proofs: list[Proof] = []
+        self._unsaved: set[PeerId] = set()
+        self._pushing: set[PeerId] = set()
+        self._disk_refuses = False
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
+        """One, so that writes of one file cannot overtake each other."""
+        files.load(replica)
+        replica.take_changed()
+        self._on_disk = replica.record(self._me)
+        self._settled.set()
+
+    def views(self) -> dict[PeerId, View]:
+        """What every author says, or why there is nothing to read; sorted."""
+        return self._replica.views()
+
+    def write(self, change: Change) -> None:
+        """Change our own record, at most once a round; published in the background.
+
+        Raises:
+            ValueError: the change makes a content that is not valid; nothing is changed.
+        """
+        if self._content is not None:
+            self._content = change(self._content)
+        elif len(self._early) < MAX_EARLY:
+            self._early.append(change)
+        else:
+            raise LocalProtocolError(f"more than {MAX_EARLY} changes before the record is known")
+        self._settled.clear()
+        self._due.set()
+
+    async def settled(self, deadline_s: float) -> bool:
+        """Wait until all that was written is signed and on disk; False if that takes longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                await self._settled.wait()
+        return self._settled.is_set()
+
+    async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
+        """Serve `records/1`.
+
+        Raises:
+            Malformed: `peer` broke the protocol.
+        """
+        if call.run != self._replica.run:
+            raise Malformed(f"records of the run {short(call.run)}, this is another one")
+        try:
+            body, news = sync.answer(self._replica, call.body)
+            self._forward(news)
+        finally:
+            self._notice()
+        return RecordCall(call.run, body)
+
+    async def run(self) -> None:
+        """Write, push, compare and save until cancelled; then save once more."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write_own(), name="records: write")
+                tasks.create_task(self._push(tasks), name="records: push")
+                tasks.create_task(self._compare(), name="records: compare")
+        finally:
+            last = [self._replica.record(author) for author in sorted(self._unsaved)]
+            self._disk.submit(self._save, last, False)
+            self._disk.shutdown(wait=True)
+
+    # --- our own record -----------------------------------------------------------------
+
+    async def _write_own(self) -> None:
+        await self._ask_for_own()
+        view = self._replica.view(self._me)
+        content = Content() if isinstance(view, NoView) else view
+        for change in self._early:
+            content = change(content)
+        self._content = content
+        self._early.clear()
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            if not await self._publish(self._content):
+                await asyncio.sleep(RETRY_S)
+                self._due.set()
+            elif not self._due.is_set():
+                self._settled.set()
+
+    async def _ask_for_own(self) -> None:
+        """Fetch our own record from peers: our disk may be lost, or older than theirs."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ASK_S
+        asked: set[PeerId] = set()
+        answers = 0
+        while answers < ASK_PEERS and (left := until - loop.time()) > 0:
+            peers = [peer for peer in self._peers() if peer not in asked]
+            if not peers:
+                if answers:
+                    return
+                await asyncio.sleep(ASK_TICK_S)
+                continue
+            peer = self._rng.choice(peers)
+            asked.add(peer)
+            body = await self._call(peer, sync.newest_request(self._me), left)
+            if body is not None:
+                answers += self._took(peer, partial(sync.merge_newest, self._replica, body))
+
+    async def _publish(self, content: Content) -> bool:
+        """Sign what our record lacks, save it, then show it; False if the disk refuses."""
+        record = self._replica.record(self._me)
+        if record.proof and self._on_disk != record:
+            log.error(
+                "own record frozen: two nodes write with the key of %s; stop one of them and "
+                "give it a key of its own",
+                short(self._me),
+            )
+        entry = self._author.next(record, content)
+        aim = record.merged(entry) if entry else record
+        if aim != self._on_disk:
+            if not await self._saved([aim], durable=True):
+                return False
+            self._on_disk = aim
+        if self._replica.record(self._me) is not record:
+            self._due.set()  # peers had more of our record: this entry is never shown
+        elif entry:
+            self._replica.merge(entry)
+            self._forward(sync.Parcel((entry,)))
+            self._notice()
+        return True
+
+    # --- other peers --------------------------------------------------------------------
+
+    async def _compare(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(SYNC_S)
+            ticks += 1
+            if peers := self._peers():
+                peer = self._rng.choice(peers)
+                try:
+                    async with asyncio.timeout(SYNC_DEADLINE_S):
+                        await self._compare_with(peer)
+                except TimeoutError:
+                    log.debug("records not compared: peer=%s slow", short(peer))
+            if ticks % SAVE_TICKS == 0 and self._unsaved:
+                await self._save_others()
+
+    async def _compare_with(self, peer: PeerId) -> None:
+        """Make our replica and the peer's equal; what came in before a failure stays."""
+        session = sync.Sync(self._replica)
+        while (request := session.body) is not None:
+            body = await self._call(peer, request, RECORDS.deadline_s)
+            if body is None or not self._took(peer, partial(session.answered, body)):
+                return
+
+    async def _push(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._news_here.wait()
+            await asyncio.sleep(PUSH_DELAY_S)
+            self._news_here.clear()
+            body = sync.push_request(sync.Parcel(tuple(self._entries), tuple(self._proofs)))
+            self._entries.clear()
+            self._proofs.clear()
+            free = [peer for peer in self._peers() if peer not in self._pushing]
+            room = min(FAN_OUT, MAX_PUSHES - len(self._pushing), len(free))
+            for peer in self._rng.sample(free, room):
+                self._pushing.add(peer)
+                tasks.create_task(self._push_to(peer, body), name="records: one push")
+
+    async def _push_to(self, peer: PeerId, body: bytes) -> None:
+        try:
+            await self._call(peer, body, RECORDS.deadline_s)
+        finally:
+            self._pushing.discard(peer)
+
+    def _forward(self, news: sync.Parcel) -> None:
+        """Have news pushed; what does not fit is dropped and found by comparing."""
+        parcel = sync.fitting((*self._entries, *news.entries), (*self._proofs, *news.proofs))
+        self._entries, self._proofs = list(parcel.entries), list(parcel.proofs)
+        if parcel:
+            self._news_here.set()
+
+    async def _call(self, peer: PeerId, body: bytes, deadline_s: float) -> bytes | None:
+        """The body of the answer; None if the peer is gone or to blame."""
+        call = RecordCall(self._replica.run, body)
+        try:
+            return (await self._rpc.call(peer, RECORDS, call, deadline_s=deadline_s)).body
+        except PeerUnavailable as error:
+            log.debug("records not exchanged: %s", error)
+        except RemoteProtocolError as error:
+            self._blame(peer, error.reason)
+        return None
+
+    def _took(self, peer: PeerId, merge: Callable[[], None]) -> bool:
+        """Merge what `peer` answered; False, and it is blamed, if that is malformed."""
+        try:
+            merge()
+        except Malformed as error:
+            self._blame(peer, f"answered {RECORDS.name} with {error}")
+            return False
+        finally:
+            self._notice()
+        return True
+
+    def _notice(self) -> None:
+        """Tell and note which records changed."""
+        if changed := self._replica.take_changed():
+            self._unsaved.update(author for author in changed if author != self._me)
+            if self._me in changed:
+                self._due.set()  # it may not say what we want it to say
+            self._changed(changed)
+
+    # --- disk ---------------------------------------------------------------------------
+
+    async def _save_others(self) -> None:
+        due, self._unsaved = self._unsaved, set()
+        if not await self._saved([self._replica.record(author) for author in sorted(due)]):
+            self._unsaved |= due
+
+    async def _saved(self, records: Sequence[Record], *, durable: bool = False) -> bool:
+        """Save in the disk's thread; False, and one sentence in the log, if it refuses.
+
+        No deadline: a write that we gave up on could still overtake the next one.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._disk, self._save, records, durable)
+        except OSError as error:
+            if not self._disk_refuses:
+                log.error(
+                    "records not saved: %s; they are kept in memory and nothing of ours is "
+                    "published until the disk takes it, tried again every %g s; free some space",
+                    error,
+                    RETRY_S,
+                )
+            self._disk_refuses = True
+            return False
+        if self._disk_refuses:
+            log.info("records saved again: the disk takes writes")
+        self._disk_refuses = False
+        return True
+
+    def _save(self, records: Sequence[Record], durable: bool) -> None:
+        for record in records:
+            self._files.save(record, durable=durable)
