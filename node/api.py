@@ -131,11 +131,13 @@ async def serving(path: Path, facts: Facts) -> AsyncIterator[None]:
         ConfigError: the path is too long for a unix socket.
     """
     closing = asyncio.Event()
-    runner = web.AppRunner(_Handlers(facts, closing).app(), access_log=None)
+    runner = web.AppRunner(
+        _Handlers(facts, closing).app(), access_log=None, shutdown_timeout=SHUTDOWN_S
+    )
     listener = _listen(path)
     try:
         await runner.setup()
-        await web.SockSite(runner, listener, shutdown_timeout=SHUTDOWN_S).start()
+        await web.SockSite(runner, listener).start()
         yield
     finally:
         closing.set()

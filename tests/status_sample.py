@@ -1,0 +1,50 @@
+"""A node's status as recorded from a run, for the tests of what shows it."""
+
+from __future__ import annotations
+
+from node.api import Status
+from protocol.ids import peer_id
+
+ALICE, BOB = peer_id(bytes(32)), peer_id(bytes([1]) * 32)
+
+
+def status(**changes: object) -> Status:
+    """A node in the middle of its seventh round, with these fields changed."""
+    recorded: Status = {
+        "peer": ALICE,
+        "run": "ab" * 32,
+        "name": "node1",
+        "state": "training",
+        "ticket": "shoal1abc",
+        "addrs": [f"/ip4/127.0.0.1/tcp/4001/p2p/{ALICE}"],
+        "pid": 10,
+        "worker_pid": 11,
+        "round": 7,
+        "rounds": 12,
+        "inner_step": 74,
+        "step_in_round": 4,
+        "inner_steps": 10,
+        "loss": 5.1234,
+        "tokens_per_s": 6000.4,
+        "partner": BOB,
+        "waiting": {"what": "the payload", "from": BOB, "until_unix_s": 1030.0},
+        "exchanges": {"made": 5, "missed": 1, "half": 1},
+        "rounds_closed": 7,
+        "consensus": 0.25,
+        "val": {"start": 2.97, "end": 2.25},
+        "bytes": {
+            "up": {"payload": 10_100_000, "round": 9_000, "presence": 5_000},
+            "down": {"payload": 9_000_000},
+        },
+        "closed_form": {
+            "up": {"payload": 10_000_000, "round": 9_000},
+            "down": {"payload": 9_000_000},
+        },
+        "parameters": 1_000_000,
+        "members": 4,
+        "snapshot": "/data/snapshot",
+        "spec": "/data/spec",
+        "blobs": {"tokenizer": "/data/t", "validation": "/data/v"},
+    }
+    recorded.update(changes)  # type: ignore[typeddict-item]
+    return recorded
