@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 from protocol.ids import PeerId
@@ -26,43 +26,24 @@ class Rpc(Protocol):
         """
 
 
-class Server(Protocol):
-    """Calls of other peers."""
-
-    def serve(self, method: Method[Q, A], handler: Callable[[PeerId, Q], Awaitable[A]]) -> None:
-        """`handler` answers the method from now on; it refuses with `node.rpc.Refused`."""
-
-
 class Bridge(Protocol):
     """Connections and the DHT."""
 
-    @property
-    def peer(self) -> PeerId:
-        """This node."""
-
-    def add_addrs(self, peer: PeerId, addrs: list[str]) -> None:
+    def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """Remember where `peer` may be dialled."""
 
-    async def connect(self, addr_or_peer: str, deadline_s: float) -> PeerId:
+    async def connect(self, target: str, deadline_s: float) -> PeerId:
         """Be connected to the peer of a multiaddr, or to a peer whose addresses are known.
 
         Raises:
             PeerUnavailable: it cannot be reached.
         """
 
-    def connected(self) -> tuple[PeerId, ...]:
+    async def connected(self) -> tuple[PeerId, ...]:
         """The peers with an open connection."""
 
-    async def provide(self, key: bytes) -> None:
-        """Put a provider record of this node into the DHT.
-
-        Raises:
-            PeerUnavailable: the DHT is not there.
-        """
+    async def provide(self, key: bytes) -> bool:
+        """Put a provider record of this node into the DHT; whether another peer has it now."""
 
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
-        """Who claims to provide `key`, with addresses: unproven, possibly stale.
-
-        Raises:
-            PeerUnavailable: the DHT is not there.
-        """
+        """Who claims to provide `key`, with addresses: unproven, possibly stale."""

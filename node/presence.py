@@ -76,11 +76,13 @@ class PresenceService:
         blame: Callable[[PeerId, str], None],
         clock: Callable[[], float],
     ) -> None:
-        """Args:
-        facts: asked at every tick.
-        add_addrs: told the addresses of a live peer when they are new.
-        changed: told the live peers when one came or went, or one's state or decisions
-            changed; must not wait.
+        """
+        Args:
+            facts: asked at every tick.
+            add_addrs: told the addresses of a live peer when they are new.
+            changed: told the live peers when one came or went, or one's state or decisions
+                changed; must not wait.
+            blame: told who passed on what is no presence, and why.
         """
         self._run = run
         self._signer = signer
@@ -128,11 +130,8 @@ class PresenceService:
             entries = (self._own, *self._view.sample(peer, self._clock()))
             call = rpc.PresenceCall(self._run, entries)
             answer = await self._rpc.call(peer, rpc.PRESENCE, call)
-        except PeerUnavailable as error:
+        except (PeerUnavailable, RemoteProtocolError) as error:
             log.debug("presence not taken: %s", error)
-            self._view.failed(peer, self._clock())
-        except RemoteProtocolError as error:
-            self._blame(peer, error.reason)
             self._view.failed(peer, self._clock())
         else:
             self._take(peer, answer.entries)

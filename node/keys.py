@@ -1,0 +1,205 @@
+"""The data directory of a node: what lies where, its key, its lock, and its one run.
+
+One node at a time uses a directory (a lock on a file, so a killed node leaves nothing
+behind), with one key for ever and one run for ever.  Everything wrong with it is a
+`ConfigError` in one sentence: what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.envelope import Signer
+from protocol.errors import ConfigError
+from protocol.ids import DIGEST_BYTES, RunId, short
+
+SEED_BYTES = 32
+OWNER_ONLY = 0o077
+"""Mode bits that the key file must not have."""
+MAX_FILE_BYTES = 4096
+"""Of key, lock and run files: each is one short line."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """Where a node keeps what it owns."""
+
+    root: Path
+
+    @property
+    def key(self) -> Path:
+        """The Ed25519 seed, hex; mode 0600."""
+        return self.root / "key"
+
+    @property
+    def lock(self) -> Path:
+        """Locked while a node runs; holds its process id."""
+        return self.root / "lock"
+
+    @property
+    def run(self) -> Path:
+        """Id of the run, hex."""
+        return self.root / "run"
+
+    @property
+    def spec(self) -> Path:
+        """The signed spec of the run."""
+        return self.root / "spec"
+
+    @property
+    def ticket(self) -> Path:
+        """With which the node joined; mode 0600, for it may hold a secret."""
+        return self.root / "ticket"
+
+    @property
+    def records(self) -> Path:
+        """The authors' records."""
+        return self.root / "records"
+
+    @property
+    def blobs(self) -> Path:
+        """Blobs and checkpoints by digest."""
+        return self.root / "blobs"
+
+    @property
+    def worker(self) -> Path:
+        """Snapshot of the training, the worker's own."""
+        return self.root / "worker"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    def create(self) -> None:
+        """Make what is missing, for this user only.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            for folder in (self.root, self.records, self.blobs, self.worker):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"data directory: {error.strerror} at {error.filename}, expected a directory to "
+                "write to; choose another one or correct its rights"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other node uses the directory meanwhile.
+
+        Raises:
+            ConfigError: one does.
+        """
+        with open(self.lock, "a+", encoding="ascii", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                found = file.read(MAX_FILE_BYTES).strip() or "unknown"
+                raise ConfigError(
+                    f"data directory {self.root}: in use by the node with process id {found}, "
+                    "expected no other node; stop that one or choose another data directory"
+                ) from None
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    def claim_run(self, run: RunId) -> None:
+        """Make the directory one of `run`.
+
+        Raises:
+            ConfigError: it belongs to another run.
+        """
+        found = self.claimed_run()
+        if found is None:
+            write_atomically(self.run, f"{run.hex()}\n".encode())
+        elif found != run:
+            raise ConfigError(
+                f"data directory {self.root}: found run {short(found)}, expected run {short(run)}; "
+                "a directory holds one run, so choose another data directory"
+            )
+
+    def claimed_run(self) -> RunId | None:
+        """The run of the directory; None: a new one.
+
+        Raises:
+            ConfigError: its file is broken.
+        """
+        if not self.run.exists():
+            return None
+        return RunId(_hex_line(self.run, DIGEST_BYTES, "the id of a run"))
+
+    def load_key(self) -> Signer:
+        """The node's key, made at the first start.
+
+        Raises:
+            ConfigError: the file is broken, or others may read it.
+        """
+        if not self.key.exists():
+            write_atomically(self.key, f"{secrets.token_hex(SEED_BYTES)}\n".encode())
+        mode = self.key.stat().st_mode
+        if mode & OWNER_ONLY:
+            raise ConfigError(
+                f"key file {self.key}: found mode {stat.S_IMODE(mode):04o}, expected 0600, for "
+                f"whoever reads it can pass for this node; run chmod 600 {self.key}"
+            )
+        return Signer(_hex_line(self.key, SEED_BYTES, "an Ed25519 key"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file, mode 0600, so that after a crash it is whole or as it was before.
+
+    Raises:
+        ConfigError: the disk does not take it.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"disk: {error.strerror} at {path}, expected to write {len(data)} bytes; "
+            "free some space or choose another data directory"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _hex_line(path: Path, size_bytes: int, what: str) -> bytes:
+    """The bytes in a file of one line of hex."""
+    try:
+        with path.open("rb") as file:
+            line = file.read(MAX_FILE_BYTES).strip()
+        raw = bytes.fromhex(line.decode("ascii"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}, expected {what}; correct its rights"
+        ) from error
+    except ValueError:
+        raw = b""
+    if len(raw) != size_bytes:
+        raise ConfigError(
+            f"{path}: found {len(line)} characters that are not {what}, expected "
+            f"{2 * size_bytes} hex digits; restore the file from a backup, or choose another "
+            "data directory"
+        )
+    return raw
