@@ -1,6 +1,11 @@
-"""A node's status as recorded from a run, for the tests of what shows it."""
+"""A node that only says what it is told to, for the tests of what asks and shows it."""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, RenderableType
 
 from node.api import Status
 from protocol.ids import peer_id
@@ -48,3 +53,28 @@ def status(**changes: object) -> Status:
     }
     recorded.update(changes)  # type: ignore[typeddict-item]
     return recorded
+
+
+class FakeNode:
+    """A node that says what it is told to."""
+
+    def __init__(self) -> None:
+        self.now: Mapping[str, object] = status()
+        self.left = False
+
+    def status(self) -> Mapping[str, object]:
+        return self.now
+
+    def peers(self) -> Sequence[Mapping[str, object]]:
+        return [{"peer": "p", "round": 3}]
+
+    async def leave(self) -> None:
+        self.left = True
+
+
+def rendered(table: RenderableType) -> list[str]:
+    """The lines of a table as a wide terminal shows them."""
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]

@@ -6,32 +6,14 @@ import asyncio
 import json
 import socket
 import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
 import pytest
+from status_sample import FakeNode, status
 
 from node.api import ApiClient, serving
 from protocol.errors import ConfigError, LocalProtocolError
-from status_sample import status
-
-
-class FakeNode:
-    """A node that says what it is told to."""
-
-    def __init__(self) -> None:
-        self.now: Mapping[str, object] = status()
-        self.left = False
-
-    def status(self) -> Mapping[str, object]:
-        return self.now
-
-    def peers(self) -> Sequence[Mapping[str, object]]:
-        return [{"peer": "p", "round": 3}]
-
-    async def leave(self) -> None:
-        self.left = True
 
 
 async def test_the_client_gets_what_the_node_says(tmp_path: Path) -> None:

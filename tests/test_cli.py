@@ -1,0 +1,174 @@
+"""The command line as a person meets it: output, exit status, and what is not imported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from status_sample import ALICE, BOB, FakeNode, rendered, status
+
+from node import cli, view
+from node.api import serving
+
+ROOT = Path(__file__).parents[1]
+TICKET = "shoal1nonsense"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def shoal(*arguments: str) -> Result:
+    """Run the command in a process of its own."""
+    found = subprocess.run(
+        [sys.executable, "-m", "node.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    return Result(found.returncode, found.stdout, found.stderr)
+
+
+def in_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> Result:
+    """Run the entry point here: quicker."""
+    monkeypatch.setattr(sys, "argv", ["shoal", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return Result(ended.value.code, printed.out, printed.err)
+
+
+async def asked(path: Path, *arguments: str) -> Result:
+    """Run the command against a node that is served from here."""
+    async with serving(path / "api.sock", FakeNode()):
+        return await asyncio.to_thread(shoal, *arguments, "--data-dir", str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("join", TICKET), "shoal: ticket: the checksum does not match, so a character is wrong"),
+        (("join", "hello"), "shoal: ticket: found 'hello', expected a line that begins with"),
+        (("join", TICKET[:-1], "--listen", "here"), "shoal: ticket: "),
+        (("bootstrap", "--listen", "here"), "shoal: command line: listen is 'here', expected a"),
+        (("bootstrap", "--bootstrap", "/ip4/1.2.3.4/tcp/1"), "shoal: command line: bootstrap is"),
+        (("up", "--auto-run", "x"), "shoal: command line: found one of --auto-run and"),
+        (("status",), "shoal: no node runs on the data directory "),
+        (("peers",), "shoal: no node runs on the data directory "),
+        (("leave",), "shoal: no node runs on the data directory "),
+        (("demo", "--nodes", "0"), "shoal: command line: --nodes is 0, expected 1 to 16"),
+        (("demo", "--nodes", "1", "--kill-one"), "shoal: command line: --nodes is 1, expected 2"),
+        (("demo", "--json", "/none/x"), "shoal: /none/x: there is no such directory"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    arguments: tuple[str, ...],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SHOAL_DATA", str(tmp_path))
+    code, out, err = in_process(capsys, monkeypatch, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(sentence)
+
+
+def test_an_unknown_command_is_refused_without_a_traceback() -> None:
+    code, out, err = shoal("jion")
+    assert (code, out) == (2, "")
+    assert "No such command 'jion'" in err
+    assert "Traceback" not in err
+
+
+def test_a_broken_node_file_is_named_by_a_command_that_only_asks(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("x = = 1")
+    code, out, err = shoal("status", "--data-dir", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"shoal: {tmp_path}/node.toml: not valid TOML: ")
+
+
+def test_asking_a_node_imports_neither_torch_nor_libp2p() -> None:
+    code = (
+        "import sys, node.cli; print([m for m in ('torch', 'libp2p', 'trio') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "[]\n"
+
+
+async def test_status_as_json_is_what_the_node_says(tmp_path: Path) -> None:
+    found = await asked(tmp_path, "status", "--json")
+    assert (found.code, json.loads(found.out)) == (0, status())
+
+
+async def test_status_quiet_says_by_its_exit_status_that_a_node_runs(tmp_path: Path) -> None:
+    assert await asked(tmp_path, "status", "--quiet") == Result(0, "", "")
+
+
+async def test_status_for_a_person_shows_the_ticket_whole(tmp_path: Path) -> None:
+    found = await asked(tmp_path, "status")
+    assert (found.code, found.err) == (0, "")
+    assert "shoal1abc" in found.out
+
+
+def test_the_status_table_tells_a_friend_what_the_node_does() -> None:
+    assert rendered(view.status_table(status(), 1000.0)) == [
+        f"node        node1 {ALICE[-8:]}",
+        "run         abababab",
+        "state       training",
+        "round       7 of 12",
+        "inner step  74 (4 of 10 in this round)",
+        "loss        5.123 nats/token",
+        "validation  2.970 at the start, 2.250 now, nats/byte",
+        "speed       6000 tokens/s",
+        "members     4",
+        f"partner     {BOB[-8:]}",
+        "exchanges   5 made, 1 missed, 1 half",
+        "sent        9.6 MiB payload, 8.8 KiB round, 4.9 KiB presence",
+        "received    8.6 MiB payload",
+        f"waits for   the payload from {BOB[-8:]}, 30 s at most",
+        f"addresses   /ip4/127.0.0.1/tcp/4001/p2p/{ALICE}",
+        "ticket      shoal1abc",
+    ]
+
+
+def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() -> None:
+    nodes = [
+        ("node1", status()),
+        ("node2", status(peer=BOB, partner=None, waiting=None)),
+        ("node3", None),
+    ]
+    table = [line.split() for line in rendered(view.swarm_table(nodes, 1000.0))]
+    assert table[1:] == [
+        f"node1 7/12 74 5.123 6000 node2 9.6 MiB 8.6 MiB the payload from {BOB[-8:]}, "
+        "30 s at most".split(),
+        ["node2", "7/12", "74", "5.123", "6000", "-", "9.6", "MiB", "8.6", "MiB", "training"],
+        ["node3", *"-" * 7, "its", "start"],
+    ]
+
+
+def test_peers_are_shown_one_a_line() -> None:
+    lines = rendered(view.peers_table([{"peer": BOB, "state": "training", "round": 3}]))
+    assert [line.split() for line in lines[1:]] == [[BOB[-8:], "training", "3", "0.000", "0"]]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 40, "5120 GiB")],
+)
+def test_sizes_are_short(count: int, text: str) -> None:
+    assert view.size(count) == text
