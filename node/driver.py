@@ -1,0 +1,309 @@
+"""The real shell: carries out one trainer's effects, with asyncio.
+
+One task owns the trainer and takes one event at a time from one bounded inbox.  Carrying out
+an effect never waits, so a slow peer, disk or GPU holds up nobody: what takes time becomes a
+child task whose answer comes back as an event.  Effects of one list begin in their order, so
+the worker gets its requests in that order; messages to one peer stay in order, too.
+
+Whoever built the driver starts the trainer by posting `Resumed`, and posts it again each time
+the worker is back.  From then on the trainer hears nothing of what it asked the former worker
+for, and the new one is not asked for anything that was decided before.
+
+`run` ends only by cancellation or by a bug, and then every child is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Protocol, assert_never
+
+from protocol.errors import Malformed, PeerError, WorkerLost
+from protocol.ids import Digest, PeerId, Round, short
+from protocol.messages import Decision, Message
+from trainers.machine import (
+    ApplyOuter,
+    Blame,
+    Closed,
+    CloseInner,
+    Effect,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Finished,
+    InnerDone,
+    InnerFailed,
+    OuterDone,
+    OuterFailed,
+    OuterRefused,
+    Publish,
+    Release,
+    Resumed,
+    RunInner,
+    Send,
+    SendFailed,
+    SetTimer,
+    Snapshot,
+    SnapshotDone,
+    SnapshotFailed,
+    Timer,
+    TimerFired,
+    Trainer,
+    Wait,
+)
+
+log = logging.getLogger(__name__)
+
+INBOX_EVENTS = 1024
+"""Full means that the trainer is behind: whoever posts waits, so the network reads slower."""
+OUTBOX_MESSAGES = 32
+"""To one peer; when full the oldest is dropped (and told as `SendFailed`), for the newest
+says best where an exchange stands.  An exchange has six messages."""
+MAX_OUTBOXES = 256
+"""Peers with messages on their way; one more is refused as `SendFailed`.  Four times the
+presence view."""
+
+
+class InnerResult(Protocol):
+    """What an inner phase made since the last snapshot."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+class Learner(Protocol):
+    """The worker.  It keeps deadlines of its own: whoever does not answer is lost."""
+
+    async def inner(self, round: Round, steps: int) -> InnerResult:
+        """Train until `steps` are made since the last snapshot.  Raises `WorkerLost`."""
+
+    def close_inner(self) -> None:
+        """Let `inner` end at the next step boundary, if it is under way."""
+
+    async def snapshot(self, round: Round) -> tuple[Digest, int]:
+        """Name and bytes of the payload, which can be served now.  Raises `WorkerLost`."""
+
+    async def outer(
+        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
+    ) -> None:
+        """Take the outer step.
+
+        Raises:
+            WorkerLost: the worker died.
+            Malformed: `theirs` is no payload of this run; nothing was changed.
+        """
+
+
+class Network(Protocol):
+    """The other peers.  Each call keeps the deadline of its method."""
+
+    async def send(self, to: PeerId, message: Message) -> None:
+        """Sign and deliver.  Raises `PeerError`."""
+
+    async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
+        """Hold the payload, checked against its name.  Raises `PeerError`."""
+
+    def release(self, digest: Digest) -> None:
+        """Drop the payload; one that is not held is no error."""
+
+    def blame(self, peer: PeerId, reason: str) -> None:
+        """`peer` broke the protocol."""
+
+
+class Journal(Protocol):
+    """Presence, records, counters and logs.  Nothing here waits."""
+
+    def publish(self, decisions: tuple[Decision, ...]) -> None:
+        """Keep them in our presence."""
+
+    def closed(self, closed: Closed) -> None:
+        """Count and record the end of a round."""
+
+    def waiting(self, wait: Wait, for_s: float) -> None:
+        """Print the one line of this wait, which ends in `for_s` seconds at most; show it."""
+
+    def finished(self, finished: Finished) -> None:
+        """The last round is closed."""
+
+
+class Driver:
+    """One trainer at work."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        learner: Learner,
+        network: Network,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        """Args: clock: seconds, monotonic; the event loop's `time` in a node."""
+        self._trainer = trainer
+        self._learner = learner
+        self._network = network
+        self._journal = journal
+        self._clock = clock
+        self._inbox: asyncio.Queue[tuple[Event, int | None]] = asyncio.Queue(INBOX_EVENTS)
+        """With what the worker answered: the number of its start."""
+        self._starts = 0
+        """`Resumed` that were posted."""
+        self._start = 0
+        """`Resumed` that the trainer was told."""
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._fetches: dict[Digest, asyncio.Task[None]] = {}
+        self._outboxes: dict[PeerId, deque[Message]] = {}
+        self._children = asyncio.TaskGroup()
+
+    async def post(self, event: Event) -> None:
+        """Tell the trainer; waits while the inbox is full."""
+        if isinstance(event, Resumed):
+            self._starts += 1
+        await self._inbox.put((event, None))
+
+    async def run(self) -> None:
+        """Take events until cancelled."""
+        async with self._children:
+            while True:
+                event, start = await self._next()
+                if isinstance(event, Resumed):
+                    self._start += 1
+                if start is None or start == self._start:
+                    self._handle(event)
+                elif isinstance(event, SnapshotDone):  # of a former worker
+                    self._network.release(event.digest)
+                await asyncio.sleep(0)  # children begin before the next event is looked at
+
+    async def _next(self) -> tuple[Event, int | None]:
+        """The earliest timer that is due, else what was posted first."""
+        left_s = self._timers[0][0] - self._clock() if self._timers else None
+        try:
+            if left_s is None or left_s > 0:
+                async with asyncio.timeout(left_s):
+                    return await self._inbox.get()
+        except TimeoutError:
+            pass
+        return TimerFired(heapq.heappop(self._timers)[2]), None
+
+    def _handle(self, event: Event) -> None:
+        log.debug("event: %r", event)
+        for effect in self._trainer.handle(event, self._clock()):
+            log.debug("effect: %r", effect)
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, message):
+                self._send(to, message)
+            case SetTimer(at, timer):
+                heapq.heappush(self._timers, (at, next(self._order), timer))
+            case RunInner() | Snapshot() | ApplyOuter():
+                if self._start == self._starts:  # else `Resumed` is on its way
+                    self._begin(self._work(effect, self._start))
+            case CloseInner():
+                self._learner.close_inner()
+            case Fetch():
+                self._give_up_fetch(effect.digest)
+                self._fetches[effect.digest] = self._begin(self._fetch(effect))
+            case Release(digest):
+                self._give_up_fetch(digest)
+                self._network.release(digest)
+            case Publish(decisions):
+                self._journal.publish(decisions)
+            case Wait():
+                self._journal.waiting(effect, effect.until - self._clock())
+            case Closed():
+                self._journal.closed(effect)
+            case Finished():
+                self._journal.finished(effect)
+            case Blame(peer, reason):
+                self._network.blame(peer, reason)
+            case _:
+                assert_never(effect)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return self._children.create_task(work)
+
+    # --- the worker -------------------------------------------------------------------------
+
+    async def _work(self, effect: RunInner | Snapshot | ApplyOuter, start: int) -> None:
+        match effect:
+            case RunInner(round, steps):
+                answer = await self._inner(round, steps)
+            case Snapshot(round):
+                answer = await self._snapshot(round)
+            case ApplyOuter():
+                answer = await self._outer(effect)
+        await self._inbox.put((answer, start))
+
+    async def _inner(self, round: Round, steps: int) -> Event:
+        try:
+            result = await self._learner.inner(round, steps)
+        except WorkerLost as error:
+            return InnerFailed(str(error))
+        return InnerDone(result.steps, result.tokens)
+
+    async def _snapshot(self, round: Round) -> Event:
+        try:
+            digest, size_bytes = await self._learner.snapshot(round)
+        except WorkerLost as error:
+            return SnapshotFailed(str(error))
+        return SnapshotDone(round, digest, size_bytes)
+
+    async def _outer(self, effect: ApplyOuter) -> Event:
+        round, mine, theirs = effect.round, effect.mine, effect.theirs
+        try:
+            await self._learner.outer(round, mine, theirs, effect.my_weight)
+        except WorkerLost as error:
+            return OuterFailed(str(error))
+        except Malformed as error:
+            return OuterRefused(str(error))
+        return OuterDone(round)
+
+    # --- the network ------------------------------------------------------------------------
+
+    async def _fetch(self, effect: Fetch) -> None:
+        event: Event = Fetched(effect.digest)
+        try:
+            await self._network.fetch(effect.digest, effect.size_bytes, effect.source)
+        except PeerError as error:
+            log.info("fetch failed: digest=%s %s", short(effect.digest), error)
+            event = FetchFailed(effect.digest, error.reason)
+        del self._fetches[effect.digest]  # ours: one that was given up does not get here
+        await self.post(event)
+
+    def _give_up_fetch(self, digest: Digest) -> None:
+        """Who asked for it knows: there is no answer."""
+        if task := self._fetches.pop(digest, None):
+            task.cancel()
+
+    def _send(self, to: PeerId, message: Message) -> None:
+        outbox = self._outboxes.get(to)
+        if outbox is None:
+            if len(self._outboxes) >= MAX_OUTBOXES:
+                self._begin(self.post(SendFailed(to, message)))
+                return
+            outbox = self._outboxes[to] = deque()
+            self._begin(self._deliver(to, outbox))
+        if len(outbox) >= OUTBOX_MESSAGES:
+            self._begin(self.post(SendFailed(to, outbox.popleft())))
+        outbox.append(message)
+
+    async def _deliver(self, to: PeerId, outbox: deque[Message]) -> None:
+        """Send one message after the other until there are none."""
+        while outbox:
+            message = outbox.popleft()
+            try:
+                await self._network.send(to, message)
+            except PeerError as error:
+                log.debug("not sent: to=%s %s", short(to), error)
+                await self.post(SendFailed(to, message))
+        del self._outboxes[to]

@@ -1,0 +1,34 @@
+"""Virtual time: a heap of actions, done one after the other, each at its own instant.
+
+Time moves only from one action to the next, and actions due at the same instant are done in
+the order in which they were asked for, so nothing depends on the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+
+class Clock:
+    """The one clock of a simulated world, and all that is to happen in it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._order = itertools.count()
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+
+    def after(self, delay_s: float, action: Callable[..., None], *arguments: object) -> None:
+        """Do it in `delay_s` seconds; at once means after what is being done now."""
+        at = self.now + max(0.0, delay_s)
+        heapq.heappush(self._heap, (at, next(self._order), action, arguments))
+
+    def run_until(self, end: float) -> None:
+        """Do all that is due until `end`, which is then the time."""
+        heap = self._heap
+        while heap and heap[0][0] <= end:
+            self.now, _, action, arguments = heapq.heappop(heap)
+            action(*arguments)
+        self.now = end

@@ -1,0 +1,163 @@
+"""A network of dictionaries and a worker that sleeps, for the real shell under virtual time.
+
+Messages arrive in order after `LATENCY_S`, payloads after `FETCH_S`; peers in `down` cannot
+be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+
+import async_solipsism  # type: ignore[import-untyped]
+
+from node.driver import Driver
+from protocol.errors import PeerUnavailable, WorkerLost
+from protocol.ids import Digest, PeerId, Round
+from protocol.messages import Decision, Message
+from tests.toy import ToyLearner
+from trainers.machine import Closed, Finished, Received, Wait
+
+LATENCY_S = 0.05
+FETCH_S = 0.5
+STEP_S = 0.1
+OUTER_S = 0.05
+
+
+def in_virtual_time(work: Coroutine[None, None, None]) -> None:
+    """Run it on a loop whose clock jumps; one that would sleep for ever is an error."""
+    with (
+        warnings.catch_warnings(),
+        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
+    ):
+        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)  # sums of floats
+        runner.run(work)
+
+
+@dataclass
+class MemoryNetwork:
+    """All peers' ports."""
+
+    drivers: dict[PeerId, Driver] = field(default_factory=dict)
+    arenas: dict[PeerId, dict[Digest, object]] = field(default_factory=dict)
+    down: set[PeerId] = field(default_factory=set)
+
+    async def reach(self, peer: PeerId, after_s: float) -> None:
+        """Be there after a while, or not at all."""
+        await asyncio.sleep(after_s)
+        if peer in self.down:
+            raise PeerUnavailable(peer, "down")
+
+
+@dataclass
+class Port:
+    """`node.driver.Network` as one peer has it."""
+
+    network: MemoryNetwork
+    me: PeerId
+    blamed: list[tuple[PeerId, str]] = field(default_factory=list)
+
+    async def send(self, to: PeerId, message: Message) -> None:
+        await self.network.reach(to, LATENCY_S)
+        await self.network.drivers[to].post(Received(self.me, message))
+
+    async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
+        await self.network.reach(source, FETCH_S)
+        if digest not in self.network.arenas[source]:
+            raise PeerUnavailable(source, "does not hold it")
+        self.network.arenas[self.me][digest] = self.network.arenas[source][digest]
+
+    def release(self, digest: Digest) -> None:
+        self.network.arenas[self.me].pop(digest, None)
+
+    def blame(self, peer: PeerId, reason: str) -> None:
+        self.blamed.append((peer, reason))
+
+
+@dataclass(frozen=True)
+class Made:
+    """`node.driver.InnerResult`."""
+
+    steps: int
+    tokens: int
+
+
+class MemoryLearner:
+    """`node.driver.Learner`: a toy that takes its time; between kill and restart it is lost."""
+
+    def __init__(self, toy: ToyLearner, arena: dict[Digest, object]) -> None:
+        self.toy = toy
+        self.round = Round(0)
+        self._arena = arena
+        self._steps = 0
+        self._closing = False
+        self._killed = asyncio.Event()
+        self._saved = toy.save()
+
+    def kill(self) -> None:
+        """The worker dies with what is under way."""
+        self._killed.set()
+
+    def restart(self) -> Round:
+        """A new worker starts from the last saved state, in this round."""
+        self._killed = asyncio.Event()
+        self._steps = 0
+        self.toy.load(self._saved)
+        return self.round
+
+    async def inner(self, round: Round, steps: int) -> Made:
+        self._closing = False
+        while self._steps < steps and not self._closing:
+            await self._work(STEP_S)
+            self.toy.train(round, 1)
+            self._steps += 1
+        return Made(self._steps, self._steps)
+
+    def close_inner(self) -> None:
+        self._closing = True
+
+    async def snapshot(self, round: Round) -> tuple[Digest, int]:
+        digest, size_bytes, content = self.toy.snapshot(round)
+        await self._work(OUTER_S)
+        self._steps = 0
+        self._arena[digest] = content
+        return digest, size_bytes
+
+    async def outer(
+        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
+    ) -> None:
+        await self._work(OUTER_S)
+        self.toy.outer(self._arena[mine], self._arena[theirs] if theirs else None, my_weight)
+        self.round, self._saved = round, self.toy.save()
+
+    async def _work(self, for_s: float) -> None:
+        try:
+            async with asyncio.timeout(for_s):
+                await self._killed.wait()
+        except TimeoutError:
+            return
+        raise WorkerLost("killed")
+
+
+@dataclass
+class Notes:
+    """`node.driver.Journal`: remembers."""
+
+    decisions: tuple[Decision, ...] = ()
+    rounds: list[Closed] = field(default_factory=list)
+    waits: list[tuple[Wait, float]] = field(default_factory=list)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def publish(self, decisions: tuple[Decision, ...]) -> None:
+        self.decisions = decisions
+
+    def closed(self, closed: Closed) -> None:
+        self.rounds.append(closed)
+
+    def waiting(self, wait: Wait, for_s: float) -> None:
+        self.waits.append((wait, for_s))
+
+    def finished(self, finished: Finished) -> None:
+        self.done.set()
