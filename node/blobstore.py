@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from node.files import settle
 from node.ports import Rpc
 from protocol import rpc
 from protocol.errors import ConfigError, PeerUnavailable, RemoteProtocolError, ShoalError
@@ -168,7 +168,7 @@ class BlobStore:
         return _Partial(self._folder / name)
 
     async def _finish(self, partial: _Partial, ref: BlobRef) -> None:
-        await _on_disk(_settle, partial.path, self._path(ref.digest))
+        await _on_disk(settle, partial.path, self._path(ref.digest))
         self._sizes[ref.digest] = ref.size_bytes
         self._verified.add(ref.digest)
 
@@ -305,8 +305,8 @@ async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         raise
     except OSError as error:
         raise NoSpace(
-            f"disk: {error.strerror} in {error.filename or 'the data directory'}, expected to read and write there; "
-            "free some space or choose another data directory"
+            f"disk: {error.strerror} in {error.filename or 'the data directory'}, expected to read "
+            "and write there; free some space or choose another data directory"
         ) from error
 
 
@@ -336,18 +336,6 @@ def _read(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(length)
-
-
-def _settle(partial: Path, path: Path) -> None:
-    """Flush the partial file to disk, then give it its name."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _unlink(path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.files import write_atomically
 from protocol.envelope import Signer
 from protocol.errors import ConfigError
 from protocol.ids import DIGEST_BYTES, RunId, short
@@ -99,7 +100,14 @@ class DataDir:
         Raises:
             ConfigError: one does.
         """
-        with open(self.lock, "a+", encoding="ascii", errors="replace") as file:
+        try:
+            file = open(self.lock, "a+", encoding="ascii", errors="replace")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(
+                f"lock file {self.lock}: {error.strerror}, expected to write to it; correct its "
+                "rights or choose another data directory"
+            ) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -155,33 +163,6 @@ class DataDir:
                 f"whoever reads it can pass for this node; run chmod 600 {self.key}"
             )
         return Signer(_hex_line(self.key, SEED_BYTES, "an Ed25519 key"))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file, mode 0600, so that after a crash it is whole or as it was before.
-
-    Raises:
-        ConfigError: the disk does not take it.
-    """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"disk: {error.strerror} at {path}, expected to write {len(data)} bytes; "
-            "free some space or choose another data directory"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _hex_line(path: Path, size_bytes: int, what: str) -> bytes:
