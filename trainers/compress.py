@@ -36,7 +36,7 @@ def encode(vector_P: Tensor, codec: str, rng: Generator, out: bytearray | memory
         raise ValueError("the weights are not finite: training diverged")
     values_P = stochastic_bf16(vector_P, rng) if codec == "bf16" else vector_P
     out[:HEADER_BYTES] = header(codec, vector_P.numel())
-    out[HEADER_BYTES:] = memoryview(values_P.cpu().numpy()).cast("B")
+    out[HEADER_BYTES:] = values_P.cpu().numpy().data.cast("B")
 
 
 def decode(data: Buffer, codec: str, count: int) -> Tensor:
@@ -48,7 +48,7 @@ def decode(data: Buffer, codec: str, count: int) -> Tensor:
     check_payload(data, codec, count)
     kind = torch.int16 if codec == "bf16" else torch.float32
     values_P = torch.empty(count, dtype=kind)
-    memoryview(values_P.numpy()).cast("B")[:] = memoryview(data)[HEADER_BYTES:]
+    values_P.numpy().data.cast("B")[:] = memoryview(data)[HEADER_BYTES:]
     vector_P = from_bf16(values_P) if codec == "bf16" else values_P
     if not torch.isfinite(vector_P).all():
         raise Malformed("a payload with values that are not finite")

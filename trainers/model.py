@@ -44,8 +44,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         x_BTC = x_BTC + self.attention(self.norm1(x_BTC))
-        x_BTC = x_BTC + self.perceptron_out(F.gelu(self.up(self.norm2(x_BTC))))
-        return x_BTC
+        y_BTC: Tensor = self.perceptron_out(F.gelu(self.up(self.norm2(x_BTC))))
+        return x_BTC + y_BTC
 
     def attention(self, x_BTC: Tensor) -> Tensor:
         B, T, C = x_BTC.shape

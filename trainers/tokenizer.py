@@ -38,7 +38,7 @@ def load_tokenizer(data: bytes, vocab: int) -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_str(data.decode())
-    except Exception as error:  # noqa: BLE001  the binding raises bare Exception
+    except Exception as error:  # the binding raises nothing narrower
         raise Malformed(f"not a tokenizer: {error}") from error
     if tokenizer.get_vocab_size() > vocab:
         raise Malformed(f"{tokenizer.get_vocab_size()} tokens, the model has {vocab}")

@@ -1,0 +1,253 @@
+"""Our side of the worker: it runs, is asked, is restarted, and is gone at the end.
+
+`run` supervises one worker process after the other; everything else asks the one that runs
+now.  A worker that dies, or does not answer in time, fails what was asked of it with
+`WorkerLost` and is replaced; the new one goes on from the last snapshot, and `on_resumed`
+says at which round.  Payloads cross through the arena: what the worker hands over is held
+there under its digest.  No torch on this side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from node import worker_wire as wire
+from node.arena import Arena
+from node.worker_life import WorkerLife, WorkerLost
+from protocol.errors import ConfigError, LocalProtocolError, ShoalError
+from protocol.ids import Digest, Round, short
+from protocol.messages import Checkpoint
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 5
+DEATHS_WITHIN_S = 300.0
+"""More deaths than this in so long: the next worker would die as well.  A guess."""
+BACKOFF_S = 0.5
+"""Before the first restart; doubled at each further death within `DEATHS_WITHIN_S`."""
+
+
+class StartRefused(ShoalError):
+    """The worker cannot start from there; the sentence says why, and another start may."""
+
+
+class OuterRefused(ShoalError):
+    """The partner's payload is none of this run; nothing was changed, going alone is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class InnerResult:
+    """Inner steps and tokens since the last snapshot."""
+
+    steps: int
+    tokens: int
+
+
+class Learner:
+    """The model, as the node sees it.  Belongs to one event loop."""
+
+    def __init__(
+        self,
+        setup: wire.Setup,
+        arena: Arena,
+        *,
+        socket_path: Path,
+        on_resumed: Callable[[Round], None],
+        on_save_failed: Callable[[str], None],
+    ) -> None:
+        """Args: on_resumed: told after a restart, never about the first start."""
+        self._setup = setup
+        self._arena = arena
+        self._socket_path = socket_path
+        self._on_resumed = on_resumed
+        self._on_save_failed = on_save_failed
+        self._life: WorkerLife | None = None
+        self._set_up = asyncio.Event()
+        """A worker has read its files and can be started."""
+        self._started = False
+        self.progress: wire.Progress | None = None
+        """The newest; of the worker before, until a new one reports."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process, None between two."""
+        return self._life.pid if self._life else None
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether there is something on disk to start from."""
+        return bool(wire.snapshot_files(Path(self._setup.directory)))
+
+    # --- supervision --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep a worker running until cancelled; then no process is left.
+
+        Raises:
+            ConfigError: the files of the run cannot be used, the snapshots cannot be read,
+                or workers keep dying.
+        """
+        deaths: deque[float] = deque()
+        while True:
+            reason = await self._one_life()
+            now = time.monotonic()
+            deaths.append(now)
+            while deaths[0] < now - DEATHS_WITHIN_S:
+                deaths.popleft()
+            if len(deaths) >= MAX_DEATHS:
+                raise ConfigError(
+                    f"the worker died {len(deaths)} times within {DEATHS_WITHIN_S:g} s, the last "
+                    f"time because: {reason}; its own words are above"
+                )
+            pause_s = BACKOFF_S * 2 ** (len(deaths) - 1)
+            log.warning("worker lost: reason=%s restart_in_s=%g", reason, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _one_life(self) -> str:
+        """From the start of a process to its end; says why it ended."""
+        life = WorkerLife(self._socket_path, self._news)
+        try:
+            await life.spawn()
+            prepared, _ = await life.call(self._setup)
+            if isinstance(prepared, wire.Failed):
+                raise ConfigError(f"the worker cannot use the files of this run: {prepared.reason}")
+            self._life = life
+            if self._started:
+                await self._resume(life)
+            else:
+                self._set_up.set()
+            reason = await life.lost
+        except WorkerLost as lost:
+            reason = lost.reason
+        finally:
+            self._life = None
+            self._set_up.clear()
+            await life.end()
+        return f"{reason} ({life.status})"
+
+    async def _resume(self, life: WorkerLife) -> None:
+        event, _ = await life.call(wire.StartFromDisk())
+        if isinstance(event, wire.Ready):
+            _log_ready(event, life.pid)
+            self._on_resumed(event.round)
+        elif isinstance(event, wire.Failed):
+            raise ConfigError(f"the worker cannot go on: {event.reason}")
+
+    def _news(self, event: wire.Event) -> None:
+        match event:
+            case wire.Progress():
+                self.progress = event
+            case wire.SaveFailed(reason):
+                log.warning("snapshot not saved: reason=%s", reason)
+                self._on_save_failed(reason)
+            case _:
+                log.warning("worker says: %s", event)
+
+    # --- what can be asked --------------------------------------------------------------
+
+    async def start(self, how: wire.Start) -> Round:
+        """Start the first worker; returns once it stands at a round.
+
+        Waits while a worker is being started or replaced: `run` gives up if that never works.
+        A checkpoint is taken from the arena, where it stays the caller's to release.
+
+        Raises:
+            StartRefused: it cannot start from there.
+        """
+        if self._started:
+            raise LocalProtocolError("the learner is started already")
+        fd = self._checkpoint_fd(how)
+        while True:
+            await self._set_up.wait()
+            try:
+                event, _ = await self._running().call(how, fd=fd)
+                break
+            except WorkerLost:
+                self._set_up.clear()
+        if not isinstance(event, wire.Ready):
+            raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
+        self._started = True
+        _log_ready(event, self.pid)
+        return event.round
+
+    async def inner(self, round: Round, steps: int) -> InnerResult:
+        """Train until `steps` inner steps are made since the last snapshot."""
+        done, _ = await self._running().ask(wire.RunInner(round, steps), wire.InnerDone)
+        return InnerResult(done.steps, done.tokens)
+
+    def close_inner(self) -> None:
+        """Let `inner` return at the next step boundary."""
+        if self._life:
+            self._life.tell(wire.CloseInner())
+
+    async def snapshot(self, round: Round) -> tuple[Digest, int]:
+        """Digest and size of the payload of `round`, which the arena then holds.
+
+        Raises:
+            ArenaFull: there is no room for it.
+        """
+        done, fd = await self._running().ask(wire.Snapshot(round), wire.SnapshotDone)
+        self._adopt(done.digest, done.size_bytes, fd)
+        return done.digest, done.size_bytes
+
+    async def outer(
+        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
+    ) -> wire.OuterDone:
+        """Take the outer step that ends in `round`, with a payload from the arena or alone.
+
+        Raises:
+            OuterRefused: their payload is none of this run; nothing was changed.
+        """
+        life = self._running()
+        fd = None if theirs is None else self._arena.fd(theirs)
+        command = wire.ApplyOuter(round, mine, theirs, my_weight)
+        event, _ = await life.call(command, fd=fd)
+        if isinstance(event, wire.OuterRefused):
+            raise OuterRefused(event.reason)
+        return life.expect(command, event, wire.OuterDone)
+
+    async def evaluate(self) -> float:
+        """Validation loss of the slow weights, nats per byte."""
+        evaluated, _ = await self._running().ask(wire.Evaluate(), wire.Evaluated)
+        return evaluated.nats_per_byte
+
+    async def export(self) -> Checkpoint:
+        """Slow weights and outer momentum of now, held in the arena under their digest.
+
+        Raises:
+            ArenaFull: there is no room for them.
+        """
+        exported, fd = await self._running().ask(wire.Export(), wire.Exported)
+        checkpoint = exported.checkpoint
+        self._adopt(checkpoint.digest, checkpoint.size_bytes, fd)
+        return checkpoint
+
+    def _running(self) -> WorkerLife:
+        if self._life is None:
+            raise WorkerLost("the worker is being replaced")
+        return self._life
+
+    def _checkpoint_fd(self, how: wire.Start) -> int | None:
+        if isinstance(how, wire.StartFromCheckpoint):
+            return self._arena.fd(how.checkpoint.digest)
+        return None
+
+    def _adopt(self, digest: Digest, size_bytes: int, fd: int | None) -> None:
+        if fd is None:
+            raise LocalProtocolError("the worker handed over no memory")
+        self._arena.adopt(digest, size_bytes, fd)
+
+
+def _log_ready(ready: wire.Ready, pid: int | None) -> None:
+    log.info(
+        "worker ready: round=%d inner_step=%d weights=%s pid=%s",
+        *(ready.round, ready.inner_step, short(ready.weights), pid),
+    )
+    if ready.note:
+        log.warning("snapshot passed over: %s", ready.note)

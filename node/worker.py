@@ -1,0 +1,136 @@
+"""The worker: the process that owns torch, the model and the processor.
+
+    python -m node.worker --socket PATH
+
+It connects to its node and does what it is told (`node.worker_wire`).  The training thread
+runs inner steps; this thread takes commands in the order in which they came and does the
+outer work, beside training; two more write files and evaluate, so that neither holds up an
+exchange.  The inner loop waits for none of them, but for a copy or a sum at a step boundary.
+
+The node owns the worker's life: when the socket closes, because the node is gone or wants
+it so (SIGTERM does the same), the worker saves a snapshot and exits.  SIGINT is the node's
+business alone.  Whatever goes wrong unforeseen ends the process; the node starts another
+from the last snapshot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import NoReturn, assert_never
+
+import torch
+
+from node import worker_wire as wire
+from node.worker_files import Fast, NoSnapshot, Slow, load_newest, read_slow
+from node.worker_link import Link
+from node.worker_session import Materials, Session
+from protocol.errors import Malformed
+from protocol.ids import RunId
+from protocol.messages import Checkpoint
+from protocol.payload import num_parameters
+from trainers.inner import Moments
+
+NICE = 10
+"""Training gives way to whatever else the machine does."""
+CPU_THREADS = 1
+"""Several workers share a machine, and a small model gains little from more."""
+REASON_CHARS = 300
+"""Of what torch says when it fails; the whole is in the log."""
+EXIT_CRASHED = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+
+def serve(link: Link) -> None:
+    """One worker's life: set up, start, do what the node says, save."""
+    received = link.receive()
+    if received is None:
+        return
+    id, setup, _ = received
+    if not isinstance(setup, wire.Setup):
+        link.answer(id, wire.Failed("Setup comes first"))
+        return
+    try:
+        materials = Materials.read(setup)
+    except (ValueError, OSError) as error:
+        link.answer(id, wire.Failed(str(error)))
+        return
+    link.answer(id, wire.Prepared(len(materials.tokens_N)))
+    while (received := link.receive()) is not None:
+        id, start, fd = received
+        if not isinstance(start, wire.Start):
+            link.answer(id, wire.Failed(f"{type(start).__name__} before a start"))
+            continue
+        try:
+            slow, fast, note = _started(start, fd, materials, Path(setup.directory))
+        except (Malformed, NoSnapshot, OSError) as error:
+            link.answer(id, wire.Failed(str(error)))
+            continue
+        session = Session(link, setup, materials, slow, fast)
+        link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), note))
+        session.serve()
+        return
+
+
+def _started(
+    start: wire.Start, fd: int | None, materials: Materials, directory: Path
+) -> tuple[Slow, Fast, str]:
+    """Where the worker begins, and a note."""
+    count = num_parameters(materials.spec.model)
+    match start:
+        case wire.StartFresh():
+            slow = materials.initial()
+        case wire.StartFromDisk():
+            return load_newest(directory, materials.run, count)
+        case wire.StartFromCheckpoint(checkpoint):
+            slow = _from_checkpoint(checkpoint, fd, materials.run, count)
+        case _:
+            assert_never(start)
+    none = Moments(torch.zeros(count), torch.zeros(count), 0)
+    return slow, Fast(slow.phi_P.clone(), none, 0, 0), ""
+
+
+def _from_checkpoint(checkpoint: Checkpoint, fd: int | None, run: RunId, count: int) -> Slow:
+    if fd is None:
+        raise Malformed("no checkpoint came with the command")
+    try:
+        slow = read_slow(Path(f"/proc/self/fd/{fd}"), run, count)
+    finally:
+        os.close(fd)
+    if slow.round != checkpoint.round or slow.digest() != checkpoint.weights:
+        raise Malformed("a checkpoint of another round or with other weights than it says")
+    return slow
+
+
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser(prog="python -m node.worker")
+    parser.add_argument("--socket", required=True, help="the node's unix socket")
+    path: str = parser.parse_args().socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICE)
+    torch.set_num_threads(CPU_THREADS)
+    link = Link(path)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: link.hang_up())
+
+    def crash(args: threading.ExceptHookArgs) -> None:
+        traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+        reason = f"{args.exc_type.__name__}: {' '.join(str(args.exc_value).split())}"
+        link.answer(wire.NO_ID, wire.Failed(reason[:REASON_CHARS]))
+        os._exit(EXIT_CRASHED)
+
+    threading.excepthook = crash
+    try:
+        serve(link)
+    except (RuntimeError, OSError, ValueError, MemoryError) as error:
+        crash(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+    sys.stderr.flush()
+    os._exit(0)  # an evaluation may still be under way: nobody waits for it
+
+
+if __name__ == "__main__":
+    main()
