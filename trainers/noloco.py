@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import assert_never
 
 from protocol.ids import PeerId, Round, RunId
-from protocol.messages import Message, Propose, Refuse
+from protocol.messages import MAX_ROUND, Message, Propose, Refuse
 from protocol.spec import NolocoConfig
 from trainers.machine import (
     ApplyOuter,
@@ -38,6 +38,7 @@ from trainers.machine import (
     OuterFailed,
     OuterRefused,
     Received,
+    Release,
     Resumed,
     RunInner,
     Send,
@@ -158,6 +159,8 @@ class Noloco:
     # --- the worker's answers -------------------------------------------------------------
 
     def _on_resumed(self, round: Round, now: float) -> None:
+        self._pairing.drop()  # the worker may have died while it had nothing to fail
+        self._applying = False
         self.round = round
         self._step_s = None
         if round >= self.rounds:
@@ -177,6 +180,9 @@ class Noloco:
         self._tokens = max(1, min(tokens, self._max_tokens))
 
     def _on_snapshot(self, payload: Payload, now: float) -> None:
+        if self._inner is not Inner.SNAPSHOT:  # asked for before the worker was lost
+            self._out.append(Release(payload.digest))
+            return
         if payload.round + 1 < self.rounds:
             self._run_inner(Round(payload.round + 1), now)
         else:
@@ -200,7 +206,7 @@ class Noloco:
         if self._inner is Inner.RUNNING:
             self._out.append(CloseInner())
         self._inner, self.finished = Inner.OFF, True
-        self._pairing.refuse_held("finished")
+        self._pairing.refuse_held("finished", Round(MAX_ROUND))
         self._out.append(Finished(self.round))
 
     # --- the others -----------------------------------------------------------------------
@@ -220,6 +226,8 @@ class Noloco:
         """Whether our snapshot comes before the proposer gives up; made so if it is ahead."""
         if self._inner is not Inner.RUNNING:
             return True
+        if propose.round < self.round:  # who lags does better with another one that is ready
+            return False
         if self._eta_s(now) <= propose.wait_s:
             return True
         share = self.config.inner_steps / LEAST_SHARE

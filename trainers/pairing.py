@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from protocol.ids import Digest, PeerId, RunId
+from protocol.ids import Digest, PeerId, Round, RunId
 from protocol.messages import (
     Abort,
     Accept,
@@ -128,11 +128,12 @@ class Pairing:
             self._out.append(Release(self.mine.digest))
         self.mine = self.result = self._pair = self._proposed_to = None
 
-    def refuse_held(self, reason: str) -> None:
-        """Answer every kept proposal: nothing will come of it."""
+    def refuse_held(self, reason: str, up_to: Round) -> None:
+        """Answer the kept proposals of rounds until `up_to`: nothing will come of them."""
         for peer, held in sorted(self.held.items()):
-            self._send(peer, Refuse(held.propose.digest, reason, 0.0))
-        self.held = {}
+            if held.propose.round <= up_to:
+                self._send(peer, Refuse(held.propose.digest, reason, 0.0))
+                del self.held[peer]
 
     def hold(self, peer: PeerId, propose: Propose, now: float) -> None:
         """Keep a proposal until we can answer it."""
@@ -290,6 +291,7 @@ class Pairing:
         self._pair = Pair(peer, exchange, mine, theirs, until)
         self.held.pop(peer, None)
         assert self.mine is not None
+        self.refuse_held("taken", self.mine.round)
         self._out.append(Fetch(theirs, self.mine.size_bytes, peer))
         self._out.append(SetTimer(until, ExchangeDeadline(exchange.proposer_digest)))
         self._out.append(Wait("payload and receipt" if mine else "payload", peer, until))
