@@ -120,7 +120,7 @@ class CreateRun:
 
 @dataclass(frozen=True, slots=True)
 class JoinRun:
-    """Become a member of the ticket's run."""
+    """Become a member of the ticket's run, or go on, if the data directory already has it."""
 
     ticket: Ticket
 

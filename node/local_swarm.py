@@ -2,8 +2,8 @@
 API, ended for sure.
 
 Each child leads a process group of its own, with its worker in it, so that Ctrl-C on the
-terminal reaches only us and a signal of ours reaches node and worker.  Only groups that were
-started here are ever signalled, and a group once: when its leader is gone it is swept.
+terminal reaches only us, and SIGKILL of ours reaches node and worker.  Only groups that were
+started here are ever signalled; when the leader is gone its group is swept, once.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class LocalSwarm:
         processes = [child.process for child in self.children if not child.swept]
         processes += [process for process in self._helpers if process.returncode is None]
         for process in processes:
-            _signal(process, signal.SIGTERM)
+            _terminate(process)
         await _reaped(processes, END_DEADLINE_S)
         for process in processes:
             _signal(process, signal.SIGKILL)  # the worker too, if it outlived its node
@@ -188,6 +188,15 @@ def _sweep(child: Child) -> None:
     if not child.swept:
         child.swept = True
         _signal(child.process, signal.SIGKILL)
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM to a node, not to its worker, for the node ends that one itself."""
+    if process.returncode is None:
+        try:
+            process.terminate()
+        except ProcessLookupError:
+            return
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from node.api import PeerStatus, Status
+from node.telemetry import short_peers
 from protocol.ids import short
 
 KIB = 1024
@@ -35,7 +36,7 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         f"{exchanges['half']} half",
         "sent": by_kind(status["bytes"]["up"]),
         "received": by_kind(status["bytes"]["down"]),
-        "waits for": waiting(status, now_unix_s) or "nothing",
+        "waits for": waiting(status, now_unix_s, {}) or "nothing",
         "addresses": "\n".join(status["addrs"]),
         "ticket": status["ticket"],
     }
@@ -83,7 +84,7 @@ def swarm_table(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -
             names.get(partner, short(partner)) or "-",
             size(sum(status["bytes"]["up"].values())),
             size(sum(status["bytes"]["down"].values())),
-            waiting(status, now_unix_s) or status["state"],
+            waiting(status, now_unix_s, names) or status["state"],
         )
     return table
 
@@ -99,13 +100,13 @@ def swarm_line(nodes: Sequence[tuple[str, Status | None]]) -> str:
     return "; ".join(parts)
 
 
-def waiting(status: Status, now_unix_s: float) -> str:
+def waiting(status: Status, now_unix_s: float, names: Mapping[str, str]) -> str:
     """What the node waits for, from whom and for how long at most; empty: for nothing."""
     wait = status["waiting"]
     if not wait:
         return ""
     left_s = max(0.0, wait["until_unix_s"] - now_unix_s)
-    source = short(wait["from"]) if wait["from"].startswith("12D3") else wait["from"]
+    source = names.get(wait["from"]) or short_peers(wait["from"])
     return f"{wait['what']} from {source}, {left_s:.0f} s at most"
 
 
