@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
-from node.bridge import Bridge
+from node.bridge import Server
 from node.p2p.answering import BUSY, LATE, MALFORMED, Incoming
-from node.p2p.asking import Answer, Broke, Gone
+from node.p2p.asking import Answer, Broke, Gone, Outcome
 from protocol import codec
 from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.frame import MAX_DEADLINE_MS, Refusal
@@ -50,11 +50,35 @@ class CallRefused(PeerUnavailable):
         self.code = refusal.code
 
 
+class Calls(Protocol):
+    """What is needed of the bridge."""
+
+    def serve(
+        self,
+        methods: Mapping[str, Method[Any, Any]],
+        server: Server,
+        on_blame: Callable[[PeerId, str], None],
+    ) -> None: ...
+
+    async def ask(
+        self,
+        peer: PeerId,
+        method: Method[Any, Any],
+        body: bytes,
+        deadline_s: float,
+        into: memoryview | None,
+    ) -> Outcome: ...
+
+    def answer(self, incoming: Incoming, body: bytes | memoryview) -> None: ...
+
+    def refuse(self, incoming: Incoming, code: str, sentence: str) -> None: ...
+
+
 class Rpc:
     """One per node, inside the context of its bridge."""
 
     def __init__(
-        self, bridge: Bridge, *, on_blame: Callable[[PeerId, str], None] | None = None
+        self, bridge: Calls, *, on_blame: Callable[[PeerId, str], None] | None = None
     ) -> None:
         """Args: on_blame: told of every peer that broke the protocol, and how."""
         self._bridge = bridge
@@ -76,11 +100,17 @@ class Rpc:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End: calls being served are refused."""
+        """End: calls being served are cancelled.
+
+        An error of the body is no error of a handler: it goes on as it is, out of no group.
+        """
         self._methods.clear()
         for task in self._tasks.values():
             task.cancel()
-        await self._group.__aexit__(kind, error, traceback)
+        if isinstance(error, asyncio.CancelledError):
+            await self._group.__aexit__(kind, error, traceback)
+        else:
+            await self._group.__aexit__(None, None, None)
 
     def serve(self, method: Method[Q, A], handler: Callable[[PeerId, Q], Awaitable[A]]) -> None:
         """Answer `method` with `handler`.

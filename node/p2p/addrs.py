@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
@@ -39,6 +40,12 @@ def is_shoal_id(peer: PeerId) -> bool:
     except ValueError:
         return False
     return True
+
+
+def advertised(listening: list[Multiaddr]) -> list[Multiaddr]:
+    """Where others may dial: of a wildcard the addresses of this machine, loopback not among
+    them, for others would dial themselves."""
+    return [addr for one in listening for addr in expand_wildcard_address(one)]
 
 
 def dial_addr(text: str, peer: PeerId) -> Multiaddr | None:

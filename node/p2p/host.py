@@ -8,6 +8,7 @@ next call opens another.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,13 +24,21 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
 from node.p2p import library
-from node.p2p.addrs import cannot_listen, check_port, dial_addr, is_shoal_id, listen_addr
+from node.p2p.addrs import (
+    advertised,
+    cannot_listen,
+    check_port,
+    dial_addr,
+    is_shoal_id,
+    listen_addr,
+)
 from node.p2p.answering import Answering, Handler, Places
 from node.p2p.asking import Asking, Gone, Outcome
 from node.p2p.counters import Counters
@@ -159,7 +168,7 @@ class Host:
         id = ID.from_base58(peer)
         if any(not c.is_closed for c in self._network.get_connections(id)):
             return
-        addrs = self._addrs.get(peer, [])
+        addrs = self._addrs_of(peer, id)
         if not addrs:
             raise PeerUnavailable(peer, "not connected, and no address of it is known")
         reasons = []
@@ -173,6 +182,14 @@ class Host:
             except trio.TooSlowError:
                 reasons.append(f"{addr}: no answer within {DIAL_ADDR_S:g} s")
         raise PeerUnavailable(peer, "cannot be dialled: " + "; ".join(reasons))
+
+    def _addrs_of(self, peer: PeerId, id: ID) -> list[Multiaddr]:
+        """What we were told, then what the peer said of itself when it was connected."""
+        addrs = list(self._addrs.get(peer, []))
+        with contextlib.suppress(PeerStoreError):
+            said = (dial_addr(str(addr), peer) for addr in self._host.get_peerstore().addrs(id))
+            addrs += [addr for addr in said if addr is not None and addr not in addrs]
+        return addrs[:MAX_ADDRS]
 
     # --- calls -----------------------------------------------------------------------------
 
@@ -303,6 +320,7 @@ def _new_host(signer: Signer, tcp: library.CountedTcp) -> Any:
         transports=[tcp],
         # Said here because the library's default also accepts plaintext, that is, any identity.
         sec_opt={TProtocol(NOISE): noise},
+        addrs_factory=advertised,
         muxer_opt={TProtocol(YAMUX): library.BoundedYamux},
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
@@ -315,6 +333,11 @@ def _new_host(signer: Signer, tcp: library.CountedTcp) -> Any:
 
 def _root(error: BaseException) -> str:
     """The sentence of the first cause: the library wraps several times."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
     return str(error) or type(error).__name__
