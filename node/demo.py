@@ -42,6 +42,8 @@ LINE_INTERVAL_S = 5.0
 STALL_S = 180.0
 """No node got further for so long: a first start fetches the corpus and imports torch in
 every worker, which took under a minute on two cores."""
+OWN_MEASURE_S = 60.0
+"""For a finished node to measure itself; some seconds, where all do it at once."""
 MEASURE_DEADLINE_S = 120.0
 """For the validation loss of all snapshots and their mean: seconds on an idle machine."""
 KILL_AT = 0.4
@@ -234,9 +236,16 @@ class _Training:
             await self._until("the late join", lambda: self._progress() >= JOIN_AT)
             await swarm.start(late, "join", _ticket(creator))
         await self._until("the last round", self._is_over)
+        await self._until("its validation loss", self._is_measured, for_s=OWN_MEASURE_S)
 
-    async def _until(self, what: str, reached: Callable[[], bool]) -> None:
-        """Poll, check and show the nodes until `reached`, as long as they get further."""
+    async def _until(
+        self, what: str, reached: Callable[[], bool], *, for_s: float = STALL_S
+    ) -> None:
+        """Poll, check and show the nodes until `reached`.
+
+        Raises:
+            NodeFailed: a node ended, or none made a step for `for_s` seconds.
+        """
         seen, deadline = -1, 0.0
         while True:
             await self._swarm.poll()
@@ -246,7 +255,7 @@ class _Training:
                 return
             now = time.monotonic()
             if (steps := self._steps()) != seen:
-                seen, deadline = steps, now + STALL_S
+                seen, deadline = steps, now + for_s
             elif now > deadline:
                 raise self._swarm.stalled(what)
             await asyncio.sleep(POLL_S)
@@ -260,6 +269,13 @@ class _Training:
 
     def _is_over(self) -> bool:
         return all(child.killed or child.has_finished for child in self._swarm.children)
+
+    def _is_measured(self) -> bool:
+        """Each node has measured itself, so that both cores are free for the yardstick."""
+        return all(
+            child.killed or (child.status and child.status["val"]["end"] is not None)
+            for child in self._swarm.children
+        )
 
 
 def _ticket(child: Child) -> str:

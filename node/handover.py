@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -25,24 +26,26 @@ MAX_FILE_BYTES = 16 * 1024
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Put the lines into `path`; a reader sees all of them or no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put the lines into `path`; a reader sees all of them or what was there before.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    draft.write_text("".join(f"{line}\n" for line in lines))
-    draft.replace(path)
+    with _blamed(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text("".join(f"{line}\n" for line in lines))
+        draft.replace(path)
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of `path`; none if there is no such file yet."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_FILE_BYTES)
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; give a file that this user can read"
-        ) from None
+    with _blamed(path, "read"):
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                text = file.read(MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return ()
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -75,7 +78,6 @@ def ticket_or_claim(
     Raises:
         ConfigError: somebody else holds the claim and writes no ticket within `for_s` seconds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + for_s
     with waits.on("the ticket", str(path), for_s):
         while time.monotonic() < end:
@@ -91,13 +93,26 @@ def ticket_or_claim(
 
 
 def _claim(path: Path) -> IO[bytes] | None:
-    file = path.with_name(path.name + ".lock").open("ab")
+    with _blamed(path, "lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(path.name + ".lock").open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
     return file
+
+
+@contextmanager
+def _blamed(path: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}, expected a file that this user can {verb}; "
+            "correct the path or its permissions"
+        ) from None
 
 
 def _late(path: Path, what: str, for_s: float) -> ConfigError:

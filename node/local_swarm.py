@@ -23,7 +23,7 @@ from protocol.errors import ConfigError, ShoalError
 END_DEADLINE_S = 2.0
 """From SIGTERM to SIGKILL; everything is to end within three seconds."""
 LOG_TAIL_LINES = 20
-ENDED = ("finished", "serving", "leaving")
+ENDED = ("finished", "leaving")
 """States of a node after its last round."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 FAREWELL_S = 0.5

@@ -140,7 +140,7 @@ def _losses(report: Report) -> Table:
         status, exchanges = node.status, node.status["exchanges"]
         table.add_row(
             f"{node.name} (killed)" if node.killed else node.name,
-            nats(status["val"]["start"]),
+            nats(start),
             nats(node.val_end),
             _fall(start, node.val_end),
             str(status["inner_step"]),

@@ -63,6 +63,14 @@ def test_nobody_waits_for_ever(tmp_path: Path) -> None:
         wait_for_lines(tmp_path / "addrs", "the addresses", WAITS, for_s=0.01)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Is a directory; give a file"):
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory, expected a file that this user can re"):
         read_lines(tmp_path)
+    path = tmp_path / "file"
+    path.write_text("")
+    for use in (
+        lambda: write_lines(path / "ticket", []),
+        lambda: ticket_or_claim(path / "t", WAITS),
+    ):
+        with pytest.raises(ConfigError, match=r"(Not a directory|File exists), expected a file"):
+            use()
