@@ -102,12 +102,18 @@ class PeerStatus(TypedDict, total=False):
     """A member as this node sees it."""
 
     peer: str
+    name: str
     state: str
+    standing: str
+    """Why it is or is not trained with."""
     round: int
     inner_step: int
     loss: float
     tokens_per_s: float
     addrs: list[str]
+    tokens: int
+    """Contributed in all, by its own record."""
+    rounds: int
 
 
 class Facts(Protocol):

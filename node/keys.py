@@ -51,8 +51,13 @@ class DataDir:
 
     @property
     def spec(self) -> Path:
-        """The signed spec of the run."""
+        """The canonical bytes of the run's spec: their hash is the run's id."""
         return self.root / "spec"
+
+    @property
+    def signature(self) -> Path:
+        """The creator's signature of the spec, 64 bytes."""
+        return self.root / "spec.sig"
 
     @property
     def ticket(self) -> Path:

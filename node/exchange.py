@@ -1,0 +1,84 @@
+"""The trainer's view of the other peers: signed round messages out, payloads in.
+
+A payload is fetched whole, straight into arena memory of the length that was announced, and
+held only if it hashes to its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from node.arena import Arena, ArenaFull
+from protocol import codec, rpc
+from protocol.envelope import Domain, Signer
+from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.ids import Digest, PeerId, RunId
+from protocol.messages import Message, SignedMessage
+from protocol.rpc import A, Method, Q
+
+
+class Calls(Protocol):
+    """What `node.rpc.Rpc` offers."""
+
+    async def call(
+        self,
+        peer: PeerId,
+        method: Method[Q, A],
+        request: Q,
+        *,
+        deadline_s: float | None = None,
+        into: memoryview | None = None,
+    ) -> A: ...
+
+
+class Exchange:
+    """`node.driver.Network` over RPC."""
+
+    def __init__(
+        self,
+        *,
+        run: RunId,
+        signer: Signer,
+        calls: Calls,
+        arena: Arena,
+        fetch_deadline_s: float,
+        blame: Callable[[PeerId, str], None],
+    ) -> None:
+        self._run = run
+        self._signer = signer
+        self._calls = calls
+        self._arena = arena
+        self._fetch_deadline_s = fetch_deadline_s
+        self.blame = blame
+
+    async def send(self, to: PeerId, message: Message) -> None:
+        """Sign and deliver.  Raises `PeerError`."""
+        body = codec.encode(message)
+        signed = SignedMessage(body, self._signer.sign(Domain.ROUND, self._run, body))
+        await self._calls.call(to, rpc.ROUND, rpc.RoundCall(self._run, signed))
+
+    async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
+        """Hold the payload, checked against its name.  Raises `PeerError`."""
+        try:
+            slot = self._arena.reserve(size_bytes)
+        except ArenaFull as error:
+            raise PeerUnavailable(source, f"no memory for its payload: {error}") from error
+        try:
+            await self._calls.call(
+                source,
+                rpc.FETCH,
+                rpc.FetchCall(self._run, digest),
+                deadline_s=self._fetch_deadline_s,
+                into=slot.view,
+            )
+            slot.commit(digest)
+        except Malformed as error:
+            self.blame(source, f"sent another payload: {error}")
+            raise RemoteProtocolError(source, str(error)) from error
+        finally:
+            slot.abandon()
+
+    def release(self, digest: Digest) -> None:
+        """Drop the payload; one that is not held is no error."""
+        self._arena.release(digest)

@@ -1,0 +1,157 @@
+"""Making a run: from a run file to blobs, a signed spec, and a data directory that holds it.
+
+`HeldRun` is the run as this node holds it: founded here, joined with a ticket, or found in the
+data directory after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from node import corpus
+from node.blobstore import BlobStore
+from node.config import NamedCorpus, NodeConfig, OwnData, RunDraft, TextCorpus
+from node.files import write_atomically
+from node.keys import DataDir
+from protocol import hello, ticket
+from protocol.envelope import Signer
+from protocol.errors import ConfigError, Malformed
+from protocol.ids import RunId
+from protocol.spec import DataConfig, RunSpec, SignedSpec, sign_spec
+from protocol.ticket import SECRET_BYTES, Ticket
+from trainers.tokenizer import train_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRun:
+    """A run as this node holds it."""
+
+    ticket: Ticket
+    """With our own addresses in a run that was founded here."""
+    signed: SignedSpec | None
+    """None: to be asked of a member."""
+    is_new: bool = False
+    """Founded just now."""
+
+    @property
+    def run(self) -> RunId:
+        return self.ticket.run
+
+    def spec(self) -> RunSpec:
+        """The opened spec, which must be known."""
+        assert self.signed is not None
+        return self.signed.open(self.run)
+
+
+async def found(
+    draft: RunDraft,
+    *,
+    config: NodeConfig,
+    directory: DataDir,
+    signer: Signer,
+    store: BlobStore,
+    addrs: tuple[str, ...],
+) -> HeldRun:
+    """Make the run of `draft`: fetch and split its text, train the tokenizer, sign the spec.
+
+    Raises:
+        ConfigError: the text cannot be had, or the directory holds another run.
+    """
+    if (claimed := directory.claimed_run()) is not None:
+        raise ConfigError(
+            f"data directory {directory.root}: found run {claimed.hex()[:8]}, expected none; "
+            "go on with it by `shoal up`, or choose another one with --data-dir"
+        )
+    texts = await asyncio.to_thread(_texts, draft, config.cache_dir)
+    tokenizer = await asyncio.to_thread(train_tokenizer, texts.train.decode(), draft.model.vocab)
+    is_own = isinstance(draft.data, OwnData)
+    data = DataConfig(
+        tokenizer=await store.put(tokenizer),
+        validation=await store.put(texts.validation),
+        corpus=None if is_own else await store.put(texts.train),
+    )
+    secret = secrets.token_bytes(SECRET_BYTES) if draft.private else b""
+    spec = draft.spec(creator=signer.peer, join_secret=hello.join_secret(secret), data=data)
+    held = HeldRun(
+        Ticket(run=spec.run, addrs=addrs[: ticket.MAX_ADDRS], secret=secret),
+        sign_spec(spec, signer),
+        is_new=True,
+    )
+    save(held, directory)
+    log.info("run created: run=%s creator=%s", spec.run.hex(), signer.peer)
+    return held
+
+
+def save(held: HeldRun, directory: DataDir) -> None:
+    """Keep spec and ticket, so that the node can go on after a restart.
+
+    Raises:
+        ConfigError: the directory holds another run, or the disk refuses.
+    """
+    directory.claim_run(held.run)
+    write_atomically(directory.ticket, f"{held.ticket}\n".encode())
+    if held.signed:
+        write_atomically(directory.signature, held.signed.signature)
+        write_atomically(directory.spec, held.signed.body)
+
+
+def joined(given: Ticket, directory: DataDir) -> HeldRun:
+    """The run of a ticket, with the spec if this directory has it already.
+
+    Raises:
+        ConfigError: the directory holds another run.
+    """
+    claimed = directory.claimed_run()
+    if claimed is not None and claimed != given.run:
+        directory.claim_run(given.run)  # raises the sentence
+    return HeldRun(given, _read_spec(directory, given.run) if claimed else None)
+
+
+def resumed(directory: DataDir) -> HeldRun:
+    """The run of the directory.
+
+    Raises:
+        ConfigError: there is none, or its files are broken.
+    """
+    run = directory.claimed_run()
+    if run is None:
+        raise ConfigError(
+            f"data directory {directory.root}: no run in it, expected one to go on with; "
+            "start with `shoal run create FILE` or `shoal join TICKET`"
+        )
+    return joined(ticket.parse(directory.ticket.read_text()), directory)
+
+
+def with_addrs(held: HeldRun, addrs: tuple[str, ...]) -> HeldRun:
+    """The run with a ticket that names these addresses first."""
+    named = (*addrs, *(addr for addr in held.ticket.addrs if addr not in addrs))
+    return replace(held, ticket=replace(held.ticket, addrs=named[: ticket.MAX_ADDRS]))
+
+
+def _read_spec(directory: DataDir, run: RunId) -> SignedSpec | None:
+    """The spec on disk; None if there is none that can be used: members have it."""
+    try:
+        signed = SignedSpec(directory.spec.read_bytes(), directory.signature.read_bytes())
+        signed.open(run)
+    except FileNotFoundError:
+        return None
+    except Malformed as error:
+        log.warning("spec on disk not used: path=%s reason=%s", directory.spec, error)
+        return None
+    return signed
+
+
+def _texts(draft: RunDraft, cache_dir: Path) -> corpus.Texts:
+    match draft.data:
+        case NamedCorpus(name):
+            return corpus.named(name, cache_dir)
+        case TextCorpus(path):
+            return corpus.from_path(path)
+        case OwnData(validation):
+            return corpus.yardstick_only(validation)

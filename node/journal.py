@@ -1,0 +1,127 @@
+"""What training tells the rest of the node: status, presence, records, log.
+
+`Journal` is what the driver writes into; `Worker` is the learner as the driver sees it, with an
+eye on what it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from crdt.schema import ClosedRound, Content, Progress
+from node.arena import ArenaFull
+from node.learner import InnerResult, Learner, OuterRefused
+from node.telemetry import Rounds, Waits
+from protocol.errors import ConfigError, Malformed
+from protocol.ids import Digest, PeerId, Round, short
+from protocol.messages import Decision
+from trainers.machine import Closed, Finished, Wait
+
+log = logging.getLogger(__name__)
+
+FIRST_ROUND = Round(0)
+SPREADS = 8
+"""Exchanges whose spread is averaged for the live consensus figure.  A guess."""
+
+
+@dataclass(slots=True)
+class Journal:
+    """What training tells presence, records, status and the log; see `node.driver.Journal`."""
+
+    me: PeerId
+    waits: Waits
+    write: Callable[[Callable[[Content], Content]], None]
+    """Changes our own record."""
+    state: str = "serving"
+    round: Round = FIRST_ROUND
+    rounds: Rounds = field(default_factory=Rounds)
+    decisions: tuple[Decision, ...] = ()
+    partner: PeerId | None = None
+    weights: Digest | None = None
+    loss: float = 0.0
+    spreads: list[float] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def publish(self, decisions: tuple[Decision, ...]) -> None:
+        """They go out with the next presence, within a second."""
+        self.decisions = decisions
+
+    def waiting(self, wait: Wait, for_s: float) -> None:
+        self.waits.begin("round", wait.what, wait.peer or "any member", for_s)
+        if wait.peer:
+            self.partner = wait.peer
+
+    def closed(self, closed: Closed) -> None:
+        self.rounds.count(closed)
+        self.waits.end("round")
+        exchange = closed.exchange
+        mine = theirs = partner = None
+        if exchange:
+            self.round = Round(exchange.round + 1)
+            mine, theirs = exchange.proposer_digest, exchange.partner_digest
+            partner = exchange.partner
+            if exchange.partner == self.me:
+                mine, theirs, partner = theirs, mine, exchange.proposer
+        else:
+            self.round = Round(closed.round + 1)
+        log.info(
+            "round closed: round=%d partner=%s tokens=%d half=%s reason=%s",
+            closed.round, short(partner) if partner else "none", closed.tokens, closed.half,
+            closed.reason or "exchanged",
+        )  # fmt: skip
+        self.partner = partner
+        self._record(closed, ClosedRound(
+            round=closed.round, tokens=closed.tokens, partner=partner, mine=mine, theirs=theirs
+        ))  # fmt: skip
+
+    def finished(self, finished: Finished) -> None:
+        self.state = "finished"
+        self.round = finished.round
+        self.waits.end("round")
+        self.ended.set()
+        log.info("run finished: round=%d", finished.round)
+
+    def _record(self, closed: Closed, facts: ClosedRound) -> None:
+        if self.weights is None:
+            return
+        progress = Progress(
+            round=closed.round, tokens=closed.tokens, loss=self.loss, weights=self.weights
+        )
+        self.write(lambda content: content.with_round(facts, progress, half=closed.half))
+
+
+class Worker:
+    """`node.driver.Learner` over the worker process; notes what it says for the journal."""
+
+    def __init__(self, learner: Learner, journal: Journal) -> None:
+        self._learner = learner
+        self._journal = journal
+
+    async def inner(self, round: Round, steps: int) -> InnerResult:
+        result = await self._learner.inner(round, steps)
+        if self._learner.progress:
+            self._journal.loss = self._learner.progress.loss
+        return result
+
+    def close_inner(self) -> None:
+        self._learner.close_inner()
+
+    async def snapshot(self, round: Round) -> tuple[Digest, int]:
+        try:
+            return await self._learner.snapshot(round)
+        except ArenaFull as error:
+            raise ConfigError(f"{error}; raise memory_mib in node.toml") from error
+
+    async def outer(
+        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
+    ) -> None:
+        try:
+            done = await self._learner.outer(round, mine, theirs, my_weight)
+        except OuterRefused as error:
+            raise Malformed(str(error)) from error
+        self._journal.weights = done.weights
+        if theirs is not None:
+            self._journal.spreads = [*self._journal.spreads, done.fast_spread][-SPREADS:]

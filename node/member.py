@@ -1,0 +1,326 @@
+"""This node as a member of one run: who else is there, what they say, and the training.
+
+Each part owns its state; this file builds them, introduces them to each other, and tells
+what there is to see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crdt.author import Author
+from crdt.membership import candidates, standings
+from crdt.replica import Replica
+from crdt.schema import Content
+from crdt.schema import Member as MemberFacts
+from node import founding, joining
+from node import worker_wire as wire
+from node.arena import Arena
+from node.blobstore import BlobStore
+from node.bridge import Bridge
+from node.config import NodeConfig
+from node.discovery import Discovery
+from node.exchange import Exchange
+from node.founding import HeldRun
+from node.journal import Journal
+from node.keys import DataDir
+from node.presence import Boot, Facts, PresenceService
+from node.presence_view import PresenceView
+from node.record_files import RecordFiles
+from node.records import Records
+from node.rpc import Refused, Rpc
+from node.services import Services
+from node.telemetry import Waits
+from node.training import Training
+from protocol.envelope import Signer
+from protocol.errors import ConfigError
+from protocol.ids import PeerId, Round, short
+from protocol.messages import Checkpoint
+from protocol.rpc import PresenceCall
+from protocol.spec import BlobRef, RunSpec
+from trainers.machine import Received
+
+log = logging.getLogger(__name__)
+
+GOODBYE_S = 1.0
+"""For signing and spreading the last record before the node stops."""
+BOOT_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the node gives to its run."""
+
+    config: NodeConfig
+    directory: DataDir
+    signer: Signer
+    bridge: Bridge
+    rpc: Rpc
+    store: BlobStore
+    waits: Waits
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+
+
+class Member:
+    """One per node and run.  Everything happens in the one event loop."""
+
+    def __init__(self, world: World, held: HeldRun) -> None:
+        self.held = held
+        self.training: Training | None = None
+        self.records: Records | None = None
+        self._world = world
+        self._me = world.signer.peer
+        self._rng = random.Random(secrets.randbits(64))
+        self._arena = Arena(world.config.memory_bytes)
+        self._services: Services | None = None
+        view = PresenceView(held.run, self._me, self._rng)
+        self.journal = Journal(self._me, world.waits, self._write)
+        self.presence = PresenceService(
+            run=held.run,
+            signer=world.signer,
+            boot=Boot(nonce=secrets.token_bytes(BOOT_BYTES), started_unix_s=int(time.time())),
+            view=view,
+            rpc=world.rpc,
+            facts=self._facts,
+            add_addrs=world.bridge.add_addrs,
+            changed=lambda live: self._candidates_changed(),
+            blame=self.blame,
+            clock=world.clock,
+        )
+        self._discovery = Discovery(
+            run=held.run,
+            me=self._me,
+            secret=held.ticket.secret,
+            addrs=(*held.ticket.addrs, *world.config.bootstrap),
+            bridge=world.bridge,
+            rpc=world.rpc,
+            live=self.presence.live,
+            found=self._found,
+            blame=self.blame,
+            waits=world.waits,
+            clock=world.clock,
+            rng=self._rng,
+        )
+
+    async def run(self) -> None:
+        """Be a member until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._discovery.run(), name="discovery")
+                spec = await self._spec()
+                self.records = self._new_records(spec)
+                self._serve(self.records)
+                tasks.create_task(self.records.run(), name="records")
+                tasks.create_task(self.presence.run(), name="presence")
+                self.training = self._new_training(spec, await self._files(spec))
+                self._candidates_changed()
+                self._join()
+                await self.training.run(is_new=self.held.is_new)
+        finally:
+            self._arena.close()
+
+    def blame(self, peer: PeerId, reason: str) -> None:
+        """`peer` broke the protocol: say so, and sign it."""
+        log.warning("peer blamed: peer=%s reason=%s", short(peer), reason)
+        self._write(lambda content: content.with_blame(peer, reason))
+
+    async def leave(self) -> None:
+        """Say goodbye for good: in our record, and to who is alive."""
+        self.journal.state = "leaving"
+        if self.records:
+            self._write(_with_status("left"))
+            await self.records.settled(GOODBYE_S)
+        await self.presence.leave()
+
+    # --- parts ------------------------------------------------------------------------------
+
+    async def _spec(self) -> RunSpec:
+        """The run's spec, from disk or from the first member that proves to be one."""
+        if self.held.signed is None:
+            signed = await self._discovery.spec()
+            self.held = HeldRun(self.held.ticket, signed)
+            founding.save(self.held, self._world.directory)
+        return self.held.spec()
+
+    def _new_records(self, spec: RunSpec) -> Records:
+        world = self._world
+        author = Author(
+            signer=world.signer,
+            run=self.held.run,
+            client_id=secrets.randbits(32),
+            first_epoch=1 + secrets.randbits(16),
+        )
+        return Records(
+            author=author,
+            replica=Replica(self.held.run, reserved=(self._me, spec.creator)),
+            files=RecordFiles(world.directory.records),
+            rpc=world.rpc,
+            peers=lambda: [presence.peer for presence in self.presence.live()],
+            changed=lambda authors: self._candidates_changed(),
+            blame=self.blame,
+            rng=self._rng,
+        )
+
+    def _serve(self, records: Records) -> None:
+        """From now on this node answers as a member."""
+        signed = self.held.signed
+        assert signed is not None
+        self._services = Services(
+            run=self.held.run,
+            spec=signed,
+            secret=self.held.ticket.secret,
+            signer=self._world.signer,
+            received=self._received,
+            presence=self._presence_call,
+            records=records.handle,
+            checkpoint=self._checkpoint,
+            arena=self._arena,
+            blobs=self._world.store,
+        )
+        self._services.serve_on(self._world.rpc)
+        self._discovery.announce()
+
+    async def _files(self, spec: RunSpec) -> wire.Setup:
+        """Fetch what the worker needs, and say where it lies."""
+        world, data = self._world, spec.data
+        own = [str(path) for path in world.config.own_data]
+        if data.corpus is None and not own:
+            raise ConfigError(
+                "own_data is empty, but in this run each peer trains on text of its own; "
+                'name your files in node.toml: own_data = ["PATH"]'
+            )
+        tokenizer = await self._blob("the tokenizer", data.tokenizer)
+        validation = await self._blob("the validation text", data.validation)
+        if data.corpus is not None:
+            own = [str(await self._blob("the corpus", data.corpus))]
+        assert self.held.signed is not None
+        return wire.Setup(
+            spec_body=self.held.signed.body,
+            peer=self._me,
+            tokenizer=str(tokenizer),
+            validation=str(validation),
+            corpus=tuple(own),
+            directory=str(world.directory.worker),
+        )
+
+    async def _blob(self, what: str, ref: BlobRef) -> Path:
+        world = self._world
+        return await joining.fetch_blob(
+            what,
+            ref,
+            run=self.held.run,
+            store=world.store,
+            calls=world.rpc,
+            peers=lambda: [presence.peer for presence in self.presence.live()],
+            waits=world.waits,
+        )
+
+    def _new_training(self, spec: RunSpec, setup: wire.Setup) -> Training:
+        world = self._world
+
+        async def fetch_checkpoint(donor: PeerId) -> Checkpoint:
+            return await joining.fetch_checkpoint(
+                donor, run=self.held.run, calls=world.rpc, arena=self._arena, waits=world.waits
+            )
+
+        return Training(
+            spec=spec,
+            me=self._me,
+            setup=setup,
+            socket_path=world.directory.root / "worker.sock",
+            arena=self._arena,
+            exchange=Exchange(
+                run=self.held.run,
+                signer=world.signer,
+                calls=world.rpc,
+                arena=self._arena,
+                fetch_deadline_s=spec.trainer.exchange_deadline_s,
+                blame=self.blame,
+            ),
+            journal=self.journal,
+            live=self.presence.live,
+            fetch_checkpoint=fetch_checkpoint,
+            clock=world.clock,
+        )
+
+    def _join(self) -> None:
+        name = self._world.config.name or None
+
+        def change(content: Content) -> Content:
+            since = content.member.since if content.member else Round(0)
+            return replace(content, member=MemberFacts(name=name, since=since, status="joined"))
+
+        self._write(change)
+
+    # --- what the parts tell each other -----------------------------------------------------
+
+    def _write(self, change: Callable[[Content], Content]) -> None:
+        if self.records:
+            self.records.write(change)
+
+    def _facts(self) -> Facts:
+        """What this node says of itself now."""
+        journal, progress = self.journal, None
+        if self.training:
+            progress = self.training.learner.progress
+        return Facts(
+            addrs=announced(self._world.config, self._me, self._world.bridge),
+            state=journal.state,
+            round=journal.round,
+            inner_step=progress.inner_step if progress else 0,
+            tokens_per_s=progress.tokens_per_s if progress else 0.0,
+            loss=progress.loss if progress else 0.0,
+            decisions=journal.decisions,
+        )
+
+    def standings(self) -> tuple[tuple[PeerId, str], ...]:
+        """Every other peer that is known of, and why it is or is not trained with."""
+        views = self.records.views() if self.records else {}
+        found = standings(views, self.presence.live(), me=self._me)
+        return tuple((standing.peer, standing.reason) for standing in found)
+
+    def _candidates_changed(self) -> None:
+        if self.training and self.records:
+            views, live = self.records.views(), self.presence.live()
+            self.training.members_changed(candidates(standings(views, live, me=self._me)))
+
+    async def _found(self, peer: PeerId) -> None:
+        """A peer proved to be a member: let it call, and hear from each other."""
+        if self._services:
+            self._services.admit(peer)
+            await self.presence.meet(peer)
+
+    async def _received(self, event: Received) -> None:
+        if not self.training or self.journal.state not in ("training", "finished"):
+            raise Refused("not-ready", f"this node is {self.journal.state}")
+        await self.training.received(event)
+
+    async def _presence_call(self, peer: PeerId, call: PresenceCall) -> PresenceCall:
+        return await self.presence.handle(peer, call)
+
+    async def _checkpoint(self) -> Checkpoint | None:
+        return await self.training.checkpoint() if self.training else None
+
+
+def announced(config: NodeConfig, me: PeerId, bridge: Bridge) -> tuple[str, ...]:
+    """The addresses that others may dial: configured ones, else those that are bound."""
+    if config.announce:
+        return tuple(f"{addr}/p2p/{me}" for addr in config.announce)
+    return bridge.addrs()
+
+
+def _with_status(status: str) -> Callable[[Content], Content]:
+    def change(content: Content) -> Content:
+        if content.member is None:
+            return content
+        return replace(content, member=replace(content.member, status=status))
+
+    return change

@@ -1,0 +1,183 @@
+"""The composition root: one node from its lock to its last goodbye.
+
+    data directory (locked) > key > network > API > run > training
+
+Ends by SIGINT, SIGTERM, `shoal leave`, or an error; then every task, process, socket and
+memory file of it is gone within three seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import assert_never
+
+from node import api, founding, telemetry
+from node.blobstore import BlobStore
+from node.bridge import Bridge
+from node.config import (
+    BootstrapOnly,
+    CreateRun,
+    JoinRun,
+    Mode,
+    NodeConfig,
+    Resume,
+    read_run_file,
+)
+from node.founding import HeldRun
+from node.keys import DataDir
+from node.member import Member, World, announced
+from node.rpc import Rpc
+from node.status import peers_of, status_of
+from node.telemetry import Waits
+from protocol.ids import PeerId, short
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 2.0
+"""For goodbyes; the node has three seconds in all."""
+
+
+async def run_node(config: NodeConfig, mode: Mode) -> int:
+    """Run a node until it is told to stop; its exit status.
+
+    Raises:
+        ConfigError: the operator must act.
+    """
+    telemetry.set_up_logs(config.log_level, as_json=config.log_json)
+    directory = DataDir(config.data_dir)
+    directory.create()
+    with directory.locked():
+        node = Node(config, directory)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, node.stop)
+        await node.run(mode)
+    return 0
+
+
+class Node:
+    """One node; what the API shows of it."""
+
+    def __init__(self, config: NodeConfig, directory: DataDir) -> None:
+        self._config = config
+        self._directory = directory
+        self._signer = directory.load_key()
+        self._waits = Waits(time.time)
+        self._stopping = asyncio.Event()
+        self._leaving = False
+        self._bridge: Bridge
+        self.member: Member | None = None
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        self._stopping.set()
+
+    async def run(self, mode: Mode) -> None:
+        """From the network to the end of the training."""
+        config = self._config
+        async with AsyncExitStack() as stack:
+            self._bridge = await stack.enter_async_context(
+                Bridge(self._signer, listen=config.listen)
+            )
+            rpc = await stack.enter_async_context(Rpc(self._bridge, on_blame=self._on_blame))
+            await stack.enter_async_context(api.serving(config.api_socket, self))
+            log.info("node up: peer=%s addrs=%s", self._signer.peer, " ".join(self._addrs()))
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._bridge.wait_ended(), name="network")
+                work = tasks.create_task(self._work(mode, rpc), name="work")
+                await self._stopping.wait()
+                log.info("node stops: leaving=%s", self._leaving)
+                await self._say_goodbye()
+                work.cancel()
+                watch.cancel()
+
+    async def _work(self, mode: Mode, rpc: Rpc) -> None:
+        if isinstance(mode, BootstrapOnly):
+            mode.on_addrs(self._addrs())
+            for addr in self._config.bootstrap:
+                await self._bridge.connect(addr, 10.0)
+            return
+        store = BlobStore(self._directory.blobs, self._config.disk_bytes, blame=self._on_blame)
+        await store.open()
+        held = await self._held(mode, store)
+        world = World(
+            config=self._config,
+            directory=self._directory,
+            signer=self._signer,
+            bridge=self._bridge,
+            rpc=rpc,
+            store=store,
+            waits=self._waits,
+            clock=asyncio.get_running_loop().time,
+        )
+        self.member = Member(world, held)
+        if isinstance(mode, CreateRun):
+            mode.on_ticket(held.ticket)
+        await self.member.run()
+
+    async def _held(self, mode: CreateRun | JoinRun | Resume, store: BlobStore) -> HeldRun:
+        match mode:
+            case CreateRun(spec_file):
+                return await founding.found(
+                    read_run_file(spec_file),
+                    config=self._config,
+                    directory=self._directory,
+                    signer=self._signer,
+                    store=store,
+                    addrs=self._addrs(),
+                )
+            case JoinRun(ticket):
+                return founding.joined(ticket, self._directory)
+            case Resume():
+                return founding.resumed(self._directory)
+            case _:
+                assert_never(mode)
+
+    async def _say_goodbye(self) -> None:
+        if self.member is None:
+            return
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                if self._leaving:
+                    await self.member.leave()
+                else:
+                    await self.member.presence.leave()
+        except TimeoutError:
+            log.warning("goodbye cut short: after_s=%g", LEAVE_S)
+
+    def _addrs(self) -> tuple[str, ...]:
+        return announced(self._config, self._signer.peer, self._bridge)
+
+    def _on_blame(self, peer: PeerId, reason: str) -> None:
+        if self.member:
+            self.member.blame(peer, reason)
+        else:
+            log.warning("peer blamed: peer=%s reason=%s", short(peer), reason)
+
+    # --- for the API ------------------------------------------------------------------------
+
+    def status(self) -> Mapping[str, object]:
+        """See `node.api.Status`."""
+        return status_of(
+            peer=self._signer.peer,
+            name=self._config.name,
+            addrs=self._addrs(),
+            traffic=self._bridge.counters(),
+            waits=self._waits,
+            directory=self._directory,
+            member=self.member,
+        )
+
+    def peers(self) -> Sequence[Mapping[str, object]]:
+        """See `node.api.PeerStatus`."""
+        return peers_of(self.member)
+
+    async def leave(self) -> None:
+        """Say goodbye to the run and stop."""
+        self._leaving = True
+        self.stop()

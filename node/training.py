@@ -1,0 +1,250 @@
+"""The training of one run on this node: worker, machine and driver, from start to last round.
+
+    serving     no weights yet: what the run needs is being fetched
+    starting    weights are here; waits for the members that the spec wants to begin with
+    training    rounds
+    finished    the last round is closed; serves others
+
+A restarted node goes on from its own snapshot; a new one takes a member's slow weights and
+outer momentum; the creator of a new run draws them from the run's seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from node import worker_wire as wire
+from node.arena import Arena
+from node.driver import Driver
+from node.exchange import Exchange
+from node.journal import Journal, Worker
+from node.learner import Learner, StartRefused
+from protocol.errors import PeerError, WorkerLost
+from protocol.ids import PeerId, Round, short
+from protocol.messages import Checkpoint, Decision, Presence
+from protocol.spec import RunSpec
+from trainers.machine import DecisionsSeen, MembersChanged, Received, Resumed
+from trainers.noloco import Noloco
+
+log = logging.getLogger(__name__)
+
+HAS_WEIGHTS = ("starting", "training", "finished")
+"""States of a member that others may start from."""
+BEGUN = ("training", "finished")
+AGAIN_S = 1.0
+"""Until members are looked at again, when nobody had weights.  A presence is as old."""
+ALONE_S = 10.0
+"""The creator begins afresh if no member with weights shows up for so long: a presence lives
+ten seconds."""
+
+
+class Training:
+    """One per node and run.  Everything happens in the one event loop."""
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        me: PeerId,
+        setup: wire.Setup,
+        socket_path: Path,
+        arena: Arena,
+        exchange: Exchange,
+        journal: Journal,
+        live: Callable[[], Sequence[Presence]],
+        fetch_checkpoint: Callable[[PeerId], Awaitable[Checkpoint]],
+        clock: Callable[[], float],
+    ) -> None:
+        """
+        Args:
+            live: the members that are alive now.
+            fetch_checkpoint: a member's checkpoint, held in the arena until it is released;
+                raises `PeerError`.
+        """
+        self.spec = spec
+        self.journal = journal
+        self.val_start: float | None = None
+        self.val_end: float | None = None
+        self._me = me
+        self._arena = arena
+        self._live = live
+        self._fetch_checkpoint = fetch_checkpoint
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._candidates: tuple[PeerId, ...] = ()
+        self._decisions: dict[PeerId, tuple[Decision, ...]] = {}
+        self._exported: Checkpoint | None = None
+        self._exporting = asyncio.Lock()
+        self._resumed: asyncio.Queue[Round] = asyncio.Queue(1)
+        """Restarts of the worker; a newer one replaces an older that nobody took yet."""
+        self.learner = Learner(
+            setup,
+            arena,
+            socket_path=socket_path,
+            on_resumed=self._on_resumed,
+            on_save_failed=lambda reason: None,  # the learner has logged it
+        )
+        self._driver = Driver(
+            Noloco(
+                me,
+                spec.trainer,
+                run=spec.run,
+                rounds=spec.rounds,
+                max_tokens=spec.trainer.inner_steps * spec.inner.batch * spec.model.context,
+            ),
+            learner=Worker(self.learner, journal),
+            network=exchange,
+            journal=journal,
+            clock=clock,
+        )
+
+    async def run(self, *, is_new: bool) -> None:
+        """Train to the last round, then serve until cancelled.
+
+        Args:
+            is_new: this node made the run just now, so nobody else can have weights.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.learner.run(), name="learner")
+            tasks.create_task(self._driver.run(), name="driver")
+            round = await self._weights(is_new)
+            self.journal.round = round
+            if round == 0 and self.spec.creator == self._me:
+                self.val_start = await self._evaluate()
+            self.journal.state = "starting"
+            await self._members()
+            self.journal.state = "training"
+            tasks.create_task(self._tell_driver(), name="members")
+            tasks.create_task(self._tell_resumed(), name="resumed")
+            await self._driver.post(Resumed(round))
+            await self.journal.ended.wait()
+            self.val_end = await self._evaluate()
+
+    async def received(self, event: Received) -> None:
+        """A round message; waits while the trainer is behind."""
+        await self._driver.post(event)
+
+    def members_changed(self, candidates: tuple[PeerId, ...]) -> None:
+        """Other peers can be exchanged with now, or decided something."""
+        self._candidates = candidates
+        self._news.set()
+
+    async def checkpoint(self) -> Checkpoint | None:
+        """What a joiner may start from, its blob in the arena; None before we have weights.
+
+        One blob is kept: it is made anew only when a round was closed since.
+        """
+        if self.journal.state not in HAS_WEIGHTS:
+            return None
+        async with self._exporting:
+            if self._exported and self._exported.round == self.journal.round:
+                return self._exported
+            try:
+                newest = await self.learner.export()
+            except WorkerLost:
+                return self._exported
+            if self._exported:
+                self._arena.release(self._exported.digest)
+            self._exported = newest
+            return newest
+
+    # --- the way to the first round ---------------------------------------------------------
+
+    async def _weights(self, is_new: bool) -> Round:
+        """Something to start from: our snapshot, a member's weights, or the run's seed."""
+        if is_new:
+            return await self.learner.start(wire.StartFresh())
+        if self.learner.has_snapshot:
+            try:
+                return await self.learner.start(wire.StartFromDisk())
+            except StartRefused as error:
+                log.warning("own snapshot not used: reason=%s", error)
+        began = self._clock()
+        while True:
+            donors = [p for p in self._live() if p.state in HAS_WEIGHTS]
+            for donor in sorted(donors, key=lambda p: p.round, reverse=True):
+                round = await self._weights_of(donor.peer)
+                if round is not None:
+                    return round
+            if self.spec.creator == self._me and self._clock() - began > ALONE_S:
+                return await self.learner.start(wire.StartFresh())
+            with self.journal.waits.on("a member with weights", "any member", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+
+    async def _weights_of(self, donor: PeerId) -> Round | None:
+        """Start from the donor's slow weights and momentum; None if that came to nothing."""
+        try:
+            checkpoint = await self._fetch_checkpoint(donor)
+        except PeerError as error:
+            log.info("no weights from there: %s", error)
+            return None
+        try:
+            round = await self.learner.start(wire.StartFromCheckpoint(checkpoint))
+        except StartRefused as error:
+            log.warning("weights refused: donor=%s reason=%s", short(donor), error)
+            return None
+        finally:
+            self._arena.release(checkpoint.digest)
+        log.info("weights taken: donor=%s round=%d", short(donor), round)
+        return round
+
+    async def _members(self) -> None:
+        """Wait until enough members have weights, the run has begun, or the deadline."""
+        missing = self.spec.min_members - 1
+        deadline_s = self.spec.start_deadline_s
+        if missing < 1 or deadline_s <= 0:
+            return
+        what = f"{self.spec.min_members} members to begin with"
+        try:
+            with self.journal.waits.on(what, "any member", deadline_s):
+                async with asyncio.timeout(deadline_s):
+                    while not self._may_begin(missing):
+                        await self._news.wait()
+                        self._news.clear()
+        except TimeoutError:
+            log.warning("begins with fewer members: expected=%d", self.spec.min_members)
+
+    def _may_begin(self, missing: int) -> bool:
+        live = self._live()
+        ready = sum(presence.state in HAS_WEIGHTS for presence in live)
+        return ready >= missing or any(presence.state in BEGUN for presence in live)
+
+    # --- while it trains --------------------------------------------------------------------
+
+    async def _tell_driver(self) -> None:
+        """Candidates and decisions of others, whenever they change."""
+        told: tuple[PeerId, ...] | None = None
+        while True:
+            if self._candidates != told:
+                told = self._candidates
+                await self._driver.post(MembersChanged(told))
+            decisions = {presence.peer: presence.decisions for presence in self._live()}
+            for peer, decided in decisions.items():
+                if decided and decided != self._decisions.get(peer):
+                    await self._driver.post(DecisionsSeen(peer, decided))
+            self._decisions = decisions
+            await self._news.wait()
+            self._news.clear()
+
+    def _on_resumed(self, round: Round) -> None:
+        if self._resumed.full():
+            self._resumed.get_nowait()
+        self._resumed.put_nowait(round)
+
+    async def _tell_resumed(self) -> None:
+        while True:
+            round = await self._resumed.get()
+            self.journal.round = round
+            await self._driver.post(Resumed(round))
+
+    async def _evaluate(self) -> float | None:
+        try:
+            loss = await self.learner.evaluate()
+        except WorkerLost as error:
+            log.warning("not evaluated: %s", error)
+            return None
+        log.info("validation: round=%d nats_per_byte=%.4f", self.journal.round, loss)
+        return loss
