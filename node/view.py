@@ -48,17 +48,21 @@ def status_table(status: Status, now_unix_s: float) -> Table:
 def peers_table(peers: Sequence[PeerStatus]) -> Table:
     """The members that a node sees, one a line."""
     table = Table(box=None, pad_edge=False)
-    for name in ("peer", "state", "round", "inner step", "loss", "tokens/s"):
-        table.add_column(name, justify="left" if name in ("peer", "state") else "right")
+    for name in ("peer", "name", "state", "round", "inner step", "loss", "tokens/s", "tokens"):
+        table.add_column(name, justify="left" if name in ("peer", "name", "state") else "right")
+    table.add_column("standing")
     table.add_column("address", overflow="fold")
     for peer in peers:
         table.add_row(
             short(peer["peer"]),
+            peer.get("name", ""),
             peer.get("state", ""),
             str(peer.get("round", "")),
             str(peer.get("inner_step", "")),
             f"{peer.get('loss', 0.0):.3f}",
             f"{peer.get('tokens_per_s', 0.0):.0f}",
+            f"{peer.get('tokens', 0):,}",
+            peer.get("standing", ""),
             (peer.get("addrs") or [""])[0],
         )
     return table

@@ -13,7 +13,7 @@ import pytest
 from status_sample import ALICE, BOB, FakeNode, rendered, status
 
 from node import cli, view
-from node.api import serving
+from node.api import PeerStatus, serving
 
 ROOT = Path(__file__).parents[1]
 TICKET = "shoal1nonsense"
@@ -164,8 +164,24 @@ def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() 
 
 
 def test_peers_are_shown_one_a_line() -> None:
-    lines = rendered(view.peers_table([{"peer": BOB, "state": "training", "round": 3}]))
-    assert [line.split() for line in lines[1:]] == [[BOB[-8:], "training", "3", "0.000", "0"]]
+    peer: PeerStatus = {
+        "peer": BOB,
+        "name": "node2",
+        "state": "training",
+        "standing": "alive",
+        "round": 3,
+        "inner_step": 31,
+        "loss": 5.5,
+        "tokens_per_s": 6000.0,
+        "addrs": ["/ip4/127.0.0.1/tcp/1"],
+        "tokens": 20480,
+        "rounds": 2,
+    }
+    lines = rendered(view.peers_table([peer, {"peer": ALICE}]))
+    assert [line.split() for line in lines[1:]] == [
+        f"{BOB[-8:]} node2 training 3 31 5.500 6000 20,480 alive /ip4/127.0.0.1/tcp/1".split(),
+        [ALICE[-8:], "0.000", "0", "0"],
+    ]
 
 
 @pytest.mark.parametrize(
