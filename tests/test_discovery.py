@@ -1,0 +1,349 @@
+"""Discovery under virtual time: minutes of dialling and looking up pass in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import warnings
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import async_solipsism  # type: ignore[import-untyped]
+import pytest
+from samples import CREATOR, OTHER, PRESENCE, spec
+
+from node.discovery import ENOUGH_PEERS, MAX_REMEMBERED, Discovery, provider_key
+from node.telemetry import Waits
+from protocol import hello, rpc
+from protocol.envelope import Signer
+from protocol.errors import PeerUnavailable
+from protocol.ids import PeerId
+from protocol.messages import Presence
+from protocol.spec import sign_spec
+
+ME, MEMBER, STRANGER, GATE = OTHER, CREATOR, Signer(b"\x03" * 32), Signer(b"\x04" * 32)
+SECRET = b"s" * 16
+
+Answers = Callable[[PeerId, rpc.Hello], rpc.Welcome]
+
+
+def addr_of(signer: Signer) -> str:
+    return f"/ip4/127.0.0.1/tcp/4001/p2p/{signer.peer}"
+
+
+class World:
+    """Who listens, who answers hello and how, what the DHT says; and what this node did."""
+
+    def __init__(self, secret: bytes = b"") -> None:
+        """Args: secret: of a private run."""
+        self.spec = spec(join_secret=hello.join_secret(secret))
+        self.secret = secret
+        self.listening: set[PeerId] = set()
+        self.answers: dict[PeerId, Answers] = {}
+        self.providers: list[tuple[PeerId, list[str]]] = []
+        self.dht_hangs = False
+        self.view: tuple[Presence, ...] = ()
+        self.dials: list[float] = []
+        self.hellos: list[tuple[PeerId, float]] = []
+        self.lookups: list[float] = []
+        self.provided: list[float] = []
+        self.addrs: dict[PeerId, Sequence[str]] = {}
+        self.found: list[PeerId] = []
+        self.blamed: list[PeerId] = []
+        self._connected: set[PeerId] = set()
+
+    def add_member(self, member: Signer) -> None:
+        """`member` listens and proves itself to whoever proves to know the secret."""
+
+        def answer(caller: PeerId, asked: rpc.Hello) -> rpc.Welcome:
+            if not hello.is_admitted(asked, self.secret, caller, member.peer):
+                raise PeerUnavailable(member.peer, "refused")
+            return hello.welcome(sign_spec(self.spec, CREATOR), asked, self.secret, caller, member)
+
+        self.listening.add(member.peer)
+        self.answers[member.peer] = answer
+
+    def discovery(self, *addrs: str, secret: bytes = b"") -> Discovery:
+        return Discovery(
+            run=self.spec.run,
+            me=ME.peer,
+            secret=secret,
+            addrs=addrs,
+            bridge=self,
+            rpc=self,
+            live=lambda: self.view,
+            found=self._find,
+            blame=lambda peer, _: self.blamed.append(peer),
+            waits=Waits(now),
+            clock=now,
+            rng=random.Random(1),
+        )
+
+    async def _find(self, peer: PeerId) -> None:
+        self.found.append(peer)
+
+    # --- the bridge and the calls
+
+    def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        self.addrs[peer] = addrs
+
+    async def connect(self, target: str, deadline_s: float) -> PeerId:
+        self.dials.append(now())
+        peer = PeerId(target.rpartition("/")[2])
+        if peer not in self.listening:
+            raise PeerUnavailable(peer, "connection refused")
+        self._connected.add(peer)
+        return peer
+
+    async def connected(self) -> tuple[PeerId, ...]:
+        self._connected &= self.listening
+        return tuple(sorted(self._connected))
+
+    async def provide(self, key: bytes) -> bool:
+        assert key == provider_key(self.spec.run)
+        self.provided.append(now())
+        return bool(await self.connected())
+
+    async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
+        self.lookups.append(now())
+        if self.dht_hangs:
+            await asyncio.Event().wait()
+        return self.providers if await self.connected() else []
+
+    async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
+        assert method is rpc.HELLO
+        self.hellos.append((peer, now()))
+        if peer not in self.answers or peer not in self.listening:
+            raise PeerUnavailable(peer, "refused")
+        return self.answers[peer](ME.peer, request)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def in_virtual_time(work: Coroutine[None, None, None]) -> None:
+    with (
+        warnings.catch_warnings(),
+        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
+    ):
+        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)
+        runner.run(work)
+
+
+async def during(seconds: float, discovery: Discovery) -> None:
+    """Let it search for so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await discovery.run()
+
+
+def test_a_ticket_alone_leads_to_a_member_and_the_spec() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        discovery = world.discovery(addr_of(MEMBER))
+        await during(2, discovery)
+        assert (await discovery.spec()).open(spec().run) == spec()
+        assert world.found == [MEMBER.peer]
+        assert discovery.is_greeted(MEMBER.peer)
+
+    in_virtual_time(scenario())
+
+
+def test_a_bootstrap_that_is_no_member_leads_to_the_members_in_the_dht() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.listening.add(GATE.peer)
+        world.add_member(MEMBER)
+        world.providers = [(ME.peer, []), (MEMBER.peer, [addr_of(MEMBER)])]
+        await during(3, world.discovery(addr_of(GATE)))
+        assert world.found == [MEMBER.peer]
+        assert world.addrs == {MEMBER.peer: [addr_of(MEMBER)]}
+        assert world.blamed == []
+
+    in_virtual_time(scenario())
+
+
+def test_a_node_started_before_its_bootstrap_says_so_and_keeps_trying(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        searching = asyncio.create_task(world.discovery(addr_of(MEMBER)).run())
+        await asyncio.sleep(600)
+        assert 20 <= len(world.dials) <= 35
+        world.add_member(MEMBER)
+        await asyncio.sleep(31)
+        assert world.found == [MEMBER.peer]
+        searching.cancel()
+
+    with caplog.at_level(logging.INFO):
+        in_virtual_time(scenario())
+    reasons = [text for text in caplog.messages if "bootstrap not reached" in text]
+    assert len(reasons) == 1
+    assert "connection refused" in reasons[0]
+    waits = [text for text in caplog.messages if text.startswith("waiting: what=")]
+    assert any(f"from={addr_of(MEMBER)} until_unix_s=" in text for text in waits)
+    assert any('what="a member of the run" from="the DHT"' in text for text in waits)
+
+
+def test_a_bootstrap_that_went_away_is_dialled_again() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        searching = asyncio.create_task(world.discovery(addr_of(MEMBER)).run())
+        await asyncio.sleep(10)
+        world.listening.clear()
+        await asyncio.sleep(100)
+        world.listening.add(MEMBER.peer)
+        await asyncio.sleep(31)
+        assert await world.connected() == (MEMBER.peer,)
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_a_candidate_that_lies_is_blamed_once_and_left_alone_for_ten_minutes() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        world.add_member(GATE)
+        world.listening.add(STRANGER.peer)
+        # It passes on a member's answer to the same question: right, but for the signer.
+        world.answers[STRANGER.peer] = world.answers[MEMBER.peer]
+        world.providers = [(STRANGER.peer, []), (MEMBER.peer, [])]
+        discovery = world.discovery(addr_of(GATE))
+        await during(590, discovery)
+        assert world.blamed == [STRANGER.peer]
+        assert [peer for peer, _ in world.hellos].count(STRANGER.peer) == 1
+        assert not discovery.is_greeted(STRANGER.peer)
+        assert sorted(world.found) == sorted([GATE.peer, MEMBER.peer])
+
+    in_virtual_time(scenario())
+
+
+def test_a_candidate_that_is_away_is_asked_again_at_growing_intervals() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(GATE)
+        world.providers = [(STRANGER.peer, [])]
+        await during(600, world.discovery(addr_of(GATE)))
+        times = [at for peer, at in world.hellos if peer == STRANGER.peer]
+        assert 6 <= len(times) <= 14
+        assert times[1] - times[0] < 15
+        assert all(later - at >= 60 for at, later in itertools.pairwise(times[5:]))
+        assert world.blamed == []
+
+    in_virtual_time(scenario())
+
+
+def test_what_is_remembered_of_bad_candidates_is_bounded() -> None:
+    async def scenario() -> None:
+        discovery = World().discovery()
+        for number in range(MAX_REMEMBERED + 50):
+            await discovery.greet(Signer(number.to_bytes(32, "big")).peer)
+        assert len(discovery._avoided) == MAX_REMEMBERED
+
+    in_virtual_time(scenario())
+
+
+def test_the_own_record_is_put_after_the_announcement_and_refreshed() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        discovery = world.discovery(addr_of(MEMBER))
+        searching = asyncio.create_task(discovery.run())
+        await asyncio.sleep(100)
+        assert world.provided == []
+        discovery.announce()
+        await asyncio.sleep(1000)
+        assert world.provided == [100, 400, 700, 1000]
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_a_record_that_nobody_took_is_put_again_soon() -> None:
+    async def scenario() -> None:
+        world = World()
+        discovery = world.discovery()
+        discovery.announce()
+        await during(120, discovery)
+        assert 6 <= len(world.provided) <= 12
+
+    in_virtual_time(scenario())
+
+
+def test_lookups_are_rare_once_there_are_enough_peers() -> None:
+    async def scenario() -> None:
+        world = World()
+        searching = asyncio.create_task(world.discovery().run())
+        await asyncio.sleep(600)
+        few = len(world.lookups)
+        world.view = tuple(presence(Signer(bytes([n]) * 32)) for n in range(9, 9 + ENOUGH_PEERS))
+        await asyncio.sleep(600)
+        assert 20 <= few <= 40
+        assert 4 <= len(world.lookups) - few <= 7
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def presence(signer: Signer, boot: bytes = b"boot 1..") -> Presence:
+    fields = {name: getattr(PRESENCE, name) for name in Presence.__slots__}
+    return Presence(**(fields | {"peer": signer.peer, "boot": boot}))
+
+
+def test_peers_seen_in_the_view_are_greeted_and_again_after_their_restart() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        searching = asyncio.create_task(world.discovery().run())
+        for boot, greetings in ((b"boot 1..", 1), (b"boot 1..", 1), (b"boot 2..", 2)):
+            world.view = (presence(MEMBER, boot),)
+            await asyncio.sleep(5)
+            assert world.found == [MEMBER.peer] * greetings
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_our_own_address_in_the_ticket_is_not_dialled() -> None:
+    async def scenario() -> None:
+        world = World()
+        await during(60, world.discovery(addr_of(ME)))
+        assert world.dials == []
+
+    in_virtual_time(scenario())
+
+
+@pytest.mark.parametrize(("secret", "found"), [(SECRET, [MEMBER.peer]), (b"w" * 16, [])])
+def test_a_private_run_is_entered_with_its_secret_only(secret: bytes, found: list[PeerId]) -> None:
+    async def scenario() -> None:
+        world = World(SECRET)
+        world.add_member(MEMBER)
+        await during(3, world.discovery(addr_of(MEMBER), secret=secret))
+        assert world.found == found
+        assert world.blamed == []
+
+    in_virtual_time(scenario())
+
+
+def test_a_dht_that_hangs_stops_neither_dialling_nor_the_search(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        world.dht_hangs = True
+        await during(100, world.discovery(addr_of(MEMBER)))
+        assert world.found == [MEMBER.peer]
+        assert len(world.lookups) >= 2
+
+    with caplog.at_level(logging.WARNING):
+        in_virtual_time(scenario())
+    assert "the DHT does not answer: what=members in the DHT after_s=30" in caplog.messages

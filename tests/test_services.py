@@ -1,0 +1,293 @@
+"""The handlers, called as `node.rpc` calls them, and the proofs of `hello`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from samples import CREATOR, OTHER, spec
+
+from node.rpc import Refused
+from node.services import MAX_ADMITTED, Services, ask_checkpoint
+from protocol import codec, hello, rpc
+from protocol.envelope import Domain, Signer
+from protocol.errors import Malformed, RemoteProtocolError
+from protocol.ids import Digest, PeerId, Round, RunId, digest_of
+from protocol.messages import Abort, Checkpoint, SignedMessage
+from protocol.spec import SignedSpec, sign_spec
+from trainers.machine import Received
+
+ME, ALICE, BOB = CREATOR, OTHER, Signer(b"\x03" * 32)
+SECRET, WRONG_SECRET = b"s" * 16, b"w" * 16
+NONCE = b"n" * 16
+PAYLOAD = b"payload in flight"
+BLOB = b"blob on disk"
+OFFER = Checkpoint(Round(3), digest_of(b"checkpoint"), 10, digest_of(b"weights"))
+
+
+class Arena:
+    """One payload in flight."""
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest == digest_of(PAYLOAD)
+
+    def view(self, digest: Digest) -> memoryview:
+        assert digest in self
+        return memoryview(PAYLOAD)
+
+
+class Blobs:
+    """One blob on disk."""
+
+    async def read(self, digest: Digest, offset: int, length: int) -> bytes | None:
+        return BLOB[offset : offset + length] if digest == digest_of(BLOB) else None
+
+
+class Node:
+    """Services and what reached the rest of the node."""
+
+    def __init__(self, secret: bytes = b"") -> None:
+        made = spec(join_secret=hello.join_secret(secret))
+        self.run = made.run
+        self.spec = sign_spec(made, ME)
+        self.received: list[Received] = []
+        self.offer: Checkpoint | None = OFFER
+        self.services = Services(
+            run=self.run,
+            spec=self.spec,
+            secret=secret,
+            signer=ME,
+            received=self._receive,
+            presence=self._echo,
+            records=self._echo,
+            checkpoint=self._checkpoint,
+            arena=Arena(),
+            blobs=Blobs(),
+        )
+
+    async def _receive(self, event: Received) -> None:
+        self.received.append(event)
+
+    async def _echo(self, peer: PeerId, call: Any) -> Any:
+        return call
+
+    async def _checkpoint(self) -> Checkpoint | None:
+        return self.offer
+
+    async def call(
+        self, peer: PeerId, method: rpc.Method[rpc.Q, rpc.A], request: rpc.Q, **_: Any
+    ) -> rpc.A:
+        """As `node.rpc` would, from `peer`'s side: the answer of this node."""
+        handlers: dict[str, Callable[[PeerId, Any], Awaitable[Any]]] = {}
+        self.services.serve_on(Handlers(handlers))
+        answer: rpc.A = await handlers[method.name](peer, request)
+        return answer
+
+
+class Handlers:
+    """A server that only remembers."""
+
+    def __init__(self, handlers: dict[str, Any]) -> None:
+        self.handlers = handlers
+
+    def serve(self, method: Any, handler: Any) -> None:
+        self.handlers[method.name] = handler
+
+
+def hello_of(caller: Signer, run: RunId, secret: bytes = b"") -> rpc.Hello:
+    return hello.hello(run, secret, caller.peer, ME.peer, NONCE)
+
+
+def signed_round(signer: Signer, run: RunId, domain: Domain = Domain.ROUND) -> SignedMessage:
+    body = codec.encode(Abort(digest_of(b"mine")))
+    return SignedMessage(body, signer.sign(domain, run, body))
+
+
+def calls(run: RunId) -> list[tuple[rpc.Method[Any, Any], Any]]:
+    """One valid call of each method but hello."""
+    return [
+        (rpc.ROUND, rpc.RoundCall(run, signed_round(ALICE, run))),
+        (rpc.PRESENCE, rpc.PresenceCall(run, ())),
+        (rpc.RECORDS, rpc.RecordCall(run, b"")),
+        (rpc.CHECKPOINT, rpc.CheckpointCall(run)),
+        (rpc.FETCH, rpc.FetchCall(run, digest_of(PAYLOAD))),
+        (rpc.BLOB, rpc.BlobCall(run, digest_of(BLOB), 0, 4)),
+    ]
+
+
+async def refusal(node: Node, caller: Signer, method: Any, request: Any) -> str:
+    with pytest.raises(Refused) as refused:
+        await node.call(caller.peer, method, request)
+    assert len(refused.value.sentence) > 10
+    return refused.value.code
+
+
+def test_every_method_of_the_table_has_a_handler() -> None:
+    handlers: dict[str, Any] = {}
+    Node().services.serve_on(Handlers(handlers))
+    assert set(handlers) == {method.name for method in rpc.METHODS}
+
+
+async def test_hello_proves_membership_and_brings_the_spec() -> None:
+    node = Node()
+    asked = hello_of(ALICE, node.run)
+    answer = await node.call(ALICE.peer, rpc.HELLO, asked)
+    signed, made = hello.open_welcome(answer, asked, b"", ALICE.peer, ME.peer)
+    assert (signed, made.run) == (node.spec, node.run)
+
+
+async def test_a_welcome_is_worth_nothing_for_another_nonce_peer_or_run() -> None:
+    node = Node()
+    asked = hello_of(ALICE, node.run)
+    answer = await node.call(ALICE.peer, rpc.HELLO, asked)
+    fresh = rpc.Hello(node.run, b"m" * 16, b"")
+    for question, callee in ((fresh, ME.peer), (asked, BOB.peer)):
+        with pytest.raises(Malformed, match="not signed by"):
+            hello.open_welcome(answer, question, b"", ALICE.peer, callee)
+    other = sign_spec(spec(seed=2), ME)
+    stuffed = rpc.Welcome(other.body, other.signature, answer.proof)
+    with pytest.raises(Malformed, match="the spec of another run"):
+        hello.open_welcome(stuffed, asked, b"", ALICE.peer, ME.peer)
+
+
+async def test_a_spec_that_its_creator_did_not_sign_is_refused() -> None:
+    node = Node()
+    asked = hello_of(ALICE, node.run)
+    forged = SignedSpec(node.spec.body, ALICE.sign(Domain.SPEC, node.run, node.spec.body))
+    answer = hello.welcome(forged, asked, b"", ALICE.peer, ME)
+    with pytest.raises(Malformed, match="as spec"):
+        hello.open_welcome(answer, asked, b"", ALICE.peer, ME.peer)
+
+
+async def test_calls_of_another_run_are_refused_whatever_they_are() -> None:
+    node, other = Node(), RunId(b"o" * 32)
+    for method, request in [(rpc.HELLO, hello_of(ALICE, other)), *calls(other)]:
+        assert await refusal(node, ALICE, method, request) == "other-run"
+    assert node.received == []
+
+
+async def test_in_a_private_run_everything_waits_for_a_hello_with_the_right_proof() -> None:
+    node = Node(SECRET)
+    for proof in (b"", WRONG_SECRET):
+        assert await refusal(node, ALICE, rpc.HELLO, hello_of(ALICE, node.run, proof)) == (
+            "not-admitted"
+        )
+    for method, request in calls(node.run):
+        assert await refusal(node, ALICE, method, request) == "not-admitted"
+    await node.call(ALICE.peer, rpc.HELLO, hello_of(ALICE, node.run, SECRET))
+    for method, request in calls(node.run):
+        await node.call(ALICE.peer, method, request)
+    assert await refusal(node, BOB, rpc.CHECKPOINT, rpc.CheckpointCall(node.run)) == "not-admitted"
+
+
+async def test_a_proof_that_was_overheard_admits_nobody_else() -> None:
+    node = Node(SECRET)
+    overheard = hello_of(ALICE, node.run, SECRET)
+    assert await refusal(node, BOB, rpc.HELLO, overheard) == "not-admitted"
+
+
+async def test_a_peer_that_proved_itself_when_we_greeted_it_is_admitted() -> None:
+    node = Node(SECRET)
+    node.services.admit(ALICE.peer)
+    await node.call(ALICE.peer, rpc.CHECKPOINT, rpc.CheckpointCall(node.run))
+
+
+async def test_the_admitted_are_bounded_and_the_first_is_forgotten() -> None:
+    node = Node(SECRET)
+    node.services.admit(ALICE.peer)
+    for number in range(MAX_ADMITTED):
+        node.services.admit(PeerId(f"peer {number}"))
+    call = rpc.CheckpointCall(node.run)
+    assert await refusal(node, ALICE, rpc.CHECKPOINT, call) == "not-admitted"
+
+
+async def test_in_a_private_run_the_callee_proves_the_secret_too() -> None:
+    made = spec(join_secret=hello.join_secret(SECRET))
+    asked = hello_of(ALICE, made.run, SECRET)
+    knows_only_the_spec = hello.welcome(sign_spec(made, ME), asked, b"", ALICE.peer, ME)
+    with pytest.raises(Malformed, match="not signed by"):
+        hello.open_welcome(knows_only_the_spec, asked, SECRET, ALICE.peer, ME.peer)
+
+
+async def test_a_round_message_reaches_the_trainer_with_its_sender() -> None:
+    node = Node()
+    call = rpc.RoundCall(node.run, signed_round(ALICE, node.run))
+    assert await node.call(ALICE.peer, rpc.ROUND, call) == rpc.Done()
+    assert node.received == [Received(ALICE.peer, Abort(digest_of(b"mine")))]
+
+
+async def test_a_round_message_that_the_caller_did_not_sign_is_malformed() -> None:
+    node = Node()
+    noise = b"\xc1"
+    for message in (
+        signed_round(BOB, node.run),
+        signed_round(ALICE, RunId(b"o" * 32)),
+        signed_round(ALICE, node.run, Domain.HELLO),
+        SignedMessage(noise, ALICE.sign(Domain.ROUND, node.run, noise)),
+    ):
+        with pytest.raises(Malformed):
+            await node.call(ALICE.peer, rpc.ROUND, rpc.RoundCall(node.run, message))
+    assert node.received == []
+
+
+async def test_a_checkpoint_is_offered_under_the_members_signature() -> None:
+    node = Node()
+    assert await ask_checkpoint(Asking(node, ALICE), ME.peer, node.run) == OFFER
+    with pytest.raises(RemoteProtocolError, match="a bad checkpoint"):
+        await ask_checkpoint(Asking(node, ALICE), BOB.peer, node.run)
+    node.offer = None
+    call = rpc.CheckpointCall(node.run)
+    assert await refusal(node, ALICE, rpc.CHECKPOINT, call) == "not-here"
+
+
+class Asking:
+    """`caller`'s calls: whoever is asked, `node` answers."""
+
+    def __init__(self, node: Node, caller: Signer) -> None:
+        self._node = node
+        self._caller = caller
+
+    async def call(
+        self,
+        peer: PeerId,
+        method: rpc.Method[rpc.Q, rpc.A],
+        request: rpc.Q,
+        *,
+        deadline_s: float | None = None,
+    ) -> rpc.A:
+        return await self._node.call(self._caller.peer, method, request)
+
+
+async def test_payloads_and_blobs_are_served_by_digest() -> None:
+    node = Node()
+    whole = await node.call(ALICE.peer, rpc.FETCH, rpc.FetchCall(node.run, digest_of(PAYLOAD)))
+    assert bytes(whole) == PAYLOAD
+    for data in (PAYLOAD, BLOB):
+        part = rpc.BlobCall(node.run, digest_of(data), 3, 5)
+        assert await node.call(ALICE.peer, rpc.BLOB, part) == data[3:8]
+
+
+async def test_what_is_not_here_is_refused_and_so_is_a_range_outside() -> None:
+    node = Node()
+    unknown = digest_of(b"unknown")
+    for method, request, code in (
+        (rpc.FETCH, rpc.FetchCall(node.run, unknown), "not-here"),
+        (rpc.BLOB, rpc.BlobCall(node.run, unknown, 0, 1), "not-here"),
+        (rpc.BLOB, rpc.BlobCall(node.run, digest_of(BLOB), 0, len(BLOB) + 1), "bad-range"),
+        (rpc.BLOB, rpc.BlobCall(node.run, digest_of(PAYLOAD), len(PAYLOAD), 1), "bad-range"),
+    ):
+        assert await refusal(node, ALICE, method, request) == code
+
+
+def test_a_proof_names_both_peers_the_run_and_the_nonce_and_has_a_direction() -> None:
+    run = RunId(b"r" * 32)
+    proofs = {
+        hello.proof(SECRET, run, ALICE.peer, BOB.peer, NONCE),
+        hello.proof(SECRET, run, BOB.peer, ALICE.peer, NONCE),
+        hello.proof(SECRET, run, ALICE.peer, ME.peer, NONCE),
+        hello.proof(SECRET, run, ALICE.peer, BOB.peer, b"m" * 16),
+        hello.proof(SECRET, RunId(b"o" * 32), ALICE.peer, BOB.peer, NONCE),
+        hello.proof(WRONG_SECRET, run, ALICE.peer, BOB.peer, NONCE),
+    }
+    assert len(proofs) == 6
