@@ -108,7 +108,7 @@ class Bridge:
 
     def addrs(self) -> tuple[str, ...]:
         """Where this node listens: full multiaddrs, each with /p2p/ID."""
-        return self._host.addrs()
+        return self._host.addrs
 
     def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """Remember where `peer` may be dialled; what is no address of it is skipped."""
@@ -129,13 +129,9 @@ class Bridge:
         await self.call(self._host.connect, peer, deadline_s)
         return peer
 
-    async def connected(self) -> tuple[PeerId, ...]:
+    def connected(self) -> tuple[PeerId, ...]:
         """Peers with a connection, sorted."""
-
-        async def connected() -> tuple[PeerId, ...]:
-            return self._host.connected()
-
-        return await self.call(connected)
+        return self._host.connected
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`."""

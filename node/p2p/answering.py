@@ -20,7 +20,6 @@ from node.p2p.streams import (
     STREAM_ERRORS,
     Blamed,
     Stream,
-    frames,
     parsed,
     read_and_write,
 )
@@ -131,7 +130,7 @@ class Answering:
             Blamed: the peer broke the protocol.
         """
         try:
-            await read_and_write(self._stream, self._outbox, self._read(), self._expire)
+            await read_and_write(self._stream, self._outbox, self._take, self._expire)
         except STREAM_ERRORS:
             return
         finally:
@@ -182,23 +181,22 @@ class Answering:
                 if incoming.expires_at < now:
                     self.send_refusal(incoming, LATE, "the deadline of the call has passed")
 
-    async def _read(self) -> None:
-        async for item in frames(self._stream):
-            match item.kind:
-                case FrameKind.REQUEST:
-                    self._begin(item)
-                case FrameKind.PART:
-                    self._continue(item)
-                case FrameKind.CANCEL:
-                    self._cancel(item)
-                case _:
-                    raise Blamed(f"{item.kind.name} where requests are expected")
+    def _take(self, item: Frame) -> None:
+        match item.kind:
+            case FrameKind.REQUEST:
+                self._begin(item)
+            case FrameKind.PART:
+                self._continue(item)
+            case FrameKind.CANCEL:
+                self._cancel(item)
+            case _:
+                raise Blamed(f"{item.kind.name} where requests are expected")
 
     def _begin(self, item: Frame) -> None:
         request = parsed(frame.parse_request, item.payload)
-        if item.call != self._next:
-            raise Blamed(f"call {item.call}, expected {self._next}")
-        self._next += 1
+        if item.call < self._next:
+            raise Blamed(f"call {item.call}, expected {self._next} or later")
+        self._next = item.call + 1
         if self._waiting_refusals > MAX_WAITING_REFUSALS or len(self._skipping) > MAX_CALLS:
             raise Blamed(f"left {self._waiting_refusals} refusals unread")
         method = self._handler.methods.get(request.name)

@@ -7,7 +7,6 @@ anything else is the peer's fault.  Trio side.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,6 @@ from node.p2p.streams import (
     STREAM_ERRORS,
     Blamed,
     Stream,
-    frames,
     parsed,
     read_and_write,
 )
@@ -73,13 +71,13 @@ class _Asked:
         """A piece of the answer; an answer that is too long ends the call."""
         end = self.got_bytes + len(payload)
         if end > self.max_bytes:
-            return self.finish(Broke(f"an answer of over {self.max_bytes} bytes"))
+            self.finish(Broke(f"an answer of over {self.max_bytes} bytes"))
+            return
         if self.into is None:
             self.parts.append(payload)
         else:
             self.into[self.got_bytes : end] = payload
         self.got_bytes = end
-        return None
 
     def close(self) -> None:
         """The last piece has come."""
@@ -107,7 +105,7 @@ class Asking:
         self._counters = counters
         self._outbox = Outbox(stream.write, counters)
         self._calls: dict[int, _Asked] = {}
-        self._ids = itertools.count()
+        self._next = 0
         self.broken: str | None = None
         """Why no more calls can be made."""
 
@@ -124,11 +122,14 @@ class Asking:
             deadline_s: what the peer is told; whoever calls this also cancels it then.
             into: gets the answer, which must be exactly as long; left alone after the end.
         """
+        if self._next == frame.MAX_CALLS:
+            self.broken = "all its call ids are used"  # the next call opens another
         if self.broken is not None:
             return Gone(self.broken)
         if len(self._calls) >= MAX_CALLS:
             return Gone(f"{MAX_CALLS} calls to it are under way")
-        call = next(self._ids)
+        call = self._next
+        self._next += 1
         max_bytes = method.max_answer_bytes if into is None else len(into)
         asked = _Asked(method.kind, max_bytes, into)
         self._calls[call] = asked
@@ -151,7 +152,7 @@ class Asking:
             Blamed: the peer broke the protocol.
         """
         try:
-            await read_and_write(self._stream, self._outbox, self._read())
+            await read_and_write(self._stream, self._outbox, self._take)
             self._fail("the stream ended")
         except STREAM_ERRORS as error:
             self._fail(f"the stream broke ({type(error).__name__})")
@@ -178,15 +179,11 @@ class Asking:
         else:
             self._outbox.add(Sending(call, iter([frame.cancel_frame(call)]), asked.kind))
 
-    async def _read(self) -> None:
-        async for item in frames(self._stream):
-            asked = self._calls.get(item.call)
-            if asked is None:
-                raise Blamed(f"{item.kind.name} for call {item.call}, which is not under way")
-            self._counters.frame_down(asked.kind, item.size_bytes)
-            self._take(item, asked)
-
-    def _take(self, item: Frame, asked: _Asked) -> None:
+    def _take(self, item: Frame) -> None:
+        asked = self._calls.get(item.call)
+        if asked is None:
+            raise Blamed(f"{item.kind.name} for call {item.call}, which is not under way")
+        self._counters.frame_down(asked.kind, item.size_bytes)
         match item.kind:
             case FrameKind.PART | FrameKind.ANSWER:
                 if not asked.abandoned:

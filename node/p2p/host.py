@@ -95,7 +95,10 @@ class Host:
         self._streams: dict[tuple[PeerId, Lane], Asking] = {}
         self._opening: dict[tuple[PeerId, Lane], trio.Lock] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
-        self._seen: set[PeerId] = set()
+        self.addrs: tuple[str, ...] = ()
+        """Where we listen, each with /p2p/ID at its end.  May be read from any thread."""
+        self.connected: tuple[PeerId, ...] = ()
+        """Peers with a connection, sorted.  May be read from any thread."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -112,6 +115,7 @@ class Host:
             if len(self._network.listeners) < len({str(addr) for addr in self._listen}):
                 raise ConfigError(cannot_listen(self._listen))
             self._nursery = nursery
+            self.addrs = tuple(str(addr) for addr in self._host.get_addrs())
             self._network.register_notifee(_Notifee(self))
             async with self.dht.running():
                 try:
@@ -123,10 +127,6 @@ class Host:
 
     # --- addresses and connections ---------------------------------------------------------
 
-    def addrs(self) -> tuple[str, ...]:
-        """Where we listen, each with /p2p/ID at its end."""
-        return tuple(str(addr) for addr in self._host.get_addrs())
-
     def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """Remember where `peer` may be dialled; what is no address is skipped."""
         known = self._addrs.pop(peer, [])
@@ -137,10 +137,6 @@ class Host:
         self._addrs[peer] = known[:MAX_ADDRS]
         while len(self._addrs) > MAX_KNOWN_PEERS:
             del self._addrs[next(iter(self._addrs))]
-
-    def connected(self) -> tuple[PeerId, ...]:
-        """Peers with a connection, sorted."""
-        return tuple(sorted(self._seen))
 
     async def connect(self, peer: PeerId, deadline_s: float) -> None:
         """Have a connection to `peer`.
@@ -266,8 +262,8 @@ class Host:
         if not is_shoal_id(peer):
             self._nursery.start_soon(self._network.close_peer, id)
             return
-        if peer not in self._seen:
-            self._seen.add(peer)
+        if peer not in self.connected:
+            self.connected = tuple(sorted((*self.connected, peer)))
             self._events.connected(peer)
             self._nursery.start_soon(self.dht.add_peer, id)
 
@@ -277,8 +273,8 @@ class Host:
         if any(not c.is_closed for c in self._network.get_connections(id)):
             return
         self._dialling.pop(peer, None)
-        if peer in self._seen:
-            self._seen.discard(peer)
+        if peer in self.connected:
+            self.connected = tuple(other for other in self.connected if other != peer)
             self._events.disconnected(peer)
 
     async def _close(self) -> None:

@@ -19,6 +19,7 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.provider_store import ProviderRecord
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
@@ -139,6 +140,10 @@ class BoundedYamux(Yamux):
             raise trio.TooSlowError  # the one error at which the library closes the connection
         body: bytes = await super()._read_data_body(length)
         return body
+
+
+# `muxer_opt` is not looked at for Yamux: this name is what the library builds.
+muxer_multistream.Yamux = BoundedYamux  # type: ignore[attr-defined]
 
 
 def forget_providers(dht: KadDHT, key: bytes) -> dict[str, ProviderRecord]:

@@ -7,8 +7,8 @@ the sentence); either way it is reset and all its calls end.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
@@ -18,6 +18,7 @@ from protocol.errors import Malformed
 from protocol.frame import Frame, FrameReader
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 MAX_CALLS = 256
 """Calls under way on one stream, cancelled ones included until they are ended.  Several times
@@ -48,10 +49,15 @@ class Blamed(Exception):
 async def read_and_write(
     stream: Stream,
     outbox: Outbox,
-    read: Coroutine[Any, Any, None],
+    take: Callable[[Frame], None],
     *others: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """Read and write one stream; the first to end takes the other along."""
+    """Write what is in the outbox and hand every frame to `take`, until the stream ends.
+
+    Raises:
+        Blamed: by `take`, or what comes is no frame.
+        STREAM_ERRORS: the stream broke.
+    """
     error: BaseException | None = None
 
     async def until_end(task: Coroutine[Any, Any, None]) -> None:
@@ -67,7 +73,7 @@ async def read_and_write(
             nursery.start_soon(until_end, outbox.run())
             for other in others:
                 nursery.start_soon(other)
-            await until_end(read)
+            await until_end(_read(stream, take))
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(RESET_S):
             await stream.reset()
@@ -75,26 +81,17 @@ async def read_and_write(
         raise error
 
 
-async def frames(stream: Stream) -> AsyncIterator[Frame]:
+async def _read(stream: Stream, take: Callable[[Frame], None]) -> None:
     reader = FrameReader()
-    while True:
-        data = await stream.read(READ_BYTES)
-        if not data:
-            return
+    while data := await stream.read(READ_BYTES):
         reader.feed(data)
-        while (item := _next(reader)) is not None:
-            yield item
+        while (frame := parsed(reader.next)) is not None:
+            take(frame)
 
 
-def _next(reader: FrameReader) -> Frame | None:
+def parsed(parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `parse` makes of a peer's bytes, or the peer is blamed."""
     try:
-        return reader.next()
-    except Malformed as error:
-        raise Blamed(str(error)) from error
-
-
-def parsed(parse: Callable[[bytes], T], payload: bytes) -> T:
-    try:
-        return parse(payload)
+        return parse(*args, **kwargs)
     except Malformed as error:
         raise Blamed(str(error)) from error
