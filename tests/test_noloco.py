@@ -114,8 +114,8 @@ def proposer() -> Noloco:
 def partner() -> Noloco:
     """Alice, who accepted Bob's proposal of "b" at 8.0 and holds its payload at 9.0."""
     alice = machine(ALICE, BOB)
-    alice.handle(Received(BOB, propose("b")), 4.0)
     alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(Received(BOB, propose("b")), 8.0)
     alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
     alice.handle(Fetched(payload("b")), 9.0)
     return alice
@@ -189,8 +189,8 @@ def test_receipt_before_payload_is_as_good() -> None:
 
 def test_the_partner_promises_and_applies_only_on_commit() -> None:
     alice = machine(ALICE, BOB)
-    assert alice.handle(Received(BOB, propose("b")), 1.0) == []  # kept until the snapshot
     alice.handle(InnerDone(8, 400), 4.0)
+    assert alice.handle(Received(BOB, propose("b")), 4.0) == []  # kept until the snapshot
     effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 4.0)
     assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
     assert but_waits(alice.handle(Fetched(payload("b")), 5.0)) == [Send(BOB, Have(THEIRS))]
@@ -306,8 +306,8 @@ def test_a_failed_fetch_frees_both() -> None:
         Send(BOB, Abort(payload("a"))),
     ]
     alice = machine(ALICE, BOB)
-    alice.handle(Received(BOB, propose("b")), 4.0)
     alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(Received(BOB, propose("b")), 8.0)
     alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
     assert alice.handle(FetchFailed(payload("b"), "gone"), 10.0) == [
         Release(payload("b")),
@@ -338,7 +338,17 @@ def test_blames_a_payload_of_another_size_and_a_receipt_of_another_exchange() ->
     ]
 
 
-def test_says_later_when_its_snapshot_comes_too_late_for_the_proposal() -> None:
+def test_says_later_while_it_trains_and_asks_that_peer_first_when_it_is_ready() -> None:
+    others = sorted((BOB, CAROL, DAVE), key=lambda peer: edge_key(RUN, Round(0), 0, ALICE, peer))
+    alice = machine(ALICE, *others)
+    effects = alice.handle(Received(others[2], propose("b")), 1.0)
+    assert effects == [Send(others[2], Refuse(payload("b"), "later", 0.0))]
+    alice.handle(InnerDone(8, 400), 8.0)
+    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert Send(others[2], propose("a")) in effects
+
+
+def test_says_how_much_later_once_it_knows_its_speed() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 80.0)  # ten seconds a step
     alice.handle(SnapshotDone(Round(0), payload("a"), 100), 80.0)
@@ -389,6 +399,29 @@ def test_two_refuse_to_take_a_third() -> None:
     assert alice.handle(Received(CAROL, propose("c")), 10.0) == [
         Send(CAROL, Refuse(payload("c"), "taken", 0.0))
     ]
+
+
+def test_a_proposal_kept_while_looking_is_refused_once_paired() -> None:
+    alice = searching(ALICE, BOB)  # her proposal to Bob is open
+    assert alice.handle(Received(CAROL, propose("c")), 8.5) == []
+    effects = alice.handle(Received(BOB, accept()), 9.0)
+    assert effects[0] == Send(CAROL, Refuse(payload("c"), "taken", 0.0))
+
+
+def test_a_new_worker_starts_without_the_pair_of_the_old_one() -> None:
+    alice = partner()
+    assert alice.handle(Resumed(Round(0)), 10.0) == [
+        Release(payload("b")),
+        Release(payload("a")),
+        RunInner(Round(0), 8),
+    ]
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 11.0) == []
+
+
+def test_a_snapshot_of_a_worker_that_is_gone_is_released() -> None:
+    alice = machine(ALICE, BOB)
+    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert effects == [Release(payload("a"))]
 
 
 @pytest.mark.parametrize("stale", [Fetched(payload("x")), OuterDone(Round(7))])

@@ -216,28 +216,25 @@ class Noloco:
             if self.finished:
                 self._out.append(Send(sender, Refuse(message.digest, "finished", 0.0)))
                 return
-            if self._pairing.mine is None and not self._ready_in_time(message, now):
-                eta_s = self._eta_s(now)
-                self._out.append(Send(sender, Refuse(message.digest, "later", eta_s)))
+            if self._pairing.mine is None and not self._ready_soon(message, now):
+                self._pairing.remember(sender)
+                self._out.append(Send(sender, Refuse(message.digest, "later", self._eta_s(now))))
                 return
         self._pairing.on_message(sender, message, now)
 
-    def _ready_in_time(self, propose: Propose, now: float) -> bool:
-        """Whether our snapshot comes before the proposer gives up; made so if it is ahead."""
-        if self._inner is not Inner.RUNNING:
-            return True
-        if propose.round < self.round:  # who lags does better with another one that is ready
-            return False
-        if self._eta_s(now) <= propose.wait_s:
+    def _ready_soon(self, propose: Propose, now: float) -> bool:
+        """Whether our snapshot is a step away at most; made so if the proposer is ahead.
+
+        A proposer that waits for one that trains is lost to the others that are ready.
+        """
+        if self._inner is not Inner.RUNNING or self._closing:
             return True
         share = self.config.inner_steps / LEAST_SHARE
-        made = (now - self._inner_since) / self._step_s if self._step_s else 0.0
+        made = (now - self._inner_since) / self._step_s if self._step_s else share
         if propose.round > self.round and made >= share:
-            if not self._closing:
-                self._closing = True
-                self._out.append(CloseInner())
-            return True
-        return False
+            self._closing = True
+            self._out.append(CloseInner())
+        return self._closing
 
     def _eta_s(self, now: float) -> float:
         """Seconds until our next snapshot, as far as we know; 0 in the first round."""
