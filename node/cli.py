@@ -19,10 +19,11 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from node import corpus, handover, telemetry, view
 from node import demo as demo_swarm
-from node import handover, telemetry, view
 from node.api import ApiClient
 from node.config import (
+    CORPORA,
     BootstrapOnly,
     CreateRun,
     JoinRun,
@@ -273,6 +274,11 @@ def data_fetch(
     cache: Annotated[Path | None, typer.Option(help="Directory of fetched corpora.")] = None,
 ) -> None:
     """Fetch a corpus into the cache, so that a run starts at once and without a network."""
+    if name not in CORPORA:
+        raise ConfigError(f"corpus: found {name!r:.60}, expected one of {', '.join(CORPORA)}")
+    directory = cache or load_node_config(None, {}).cache_dir
+    found = corpus.load(name, directory)
+    print(f"{name}: {len(found.train)} bytes to train on, {len(found.validation)} held out")
 
 
 @app.command()

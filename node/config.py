@@ -153,9 +153,10 @@ class NamedCorpus:
 
 @dataclass(frozen=True, slots=True)
 class TextCorpus:
-    """A person's own UTF-8 text file, which becomes the run's corpus and validation text."""
+    """A person's own text, which becomes the run's corpus and validation text."""
 
     path: Path
+    """A UTF-8 file, or a folder of .txt files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,18 +250,18 @@ def _data(path: Path, data: str, validation: str | None) -> NamedCorpus | TextCo
     if data in CORPORA:
         return NamedCorpus(data)
     if data == "own":
-        return OwnData(_text_file(path, "validation", str(validation)))
-    return TextCorpus(_text_file(path, "data", data))
+        return OwnData(_text_path(path, "validation", str(validation)))
+    return TextCorpus(_text_path(path, "data", data))
 
 
-def _text_file(path: Path, key: str, value: str) -> Path:
-    """The existing file of "text:PATH"; a relative PATH is seen from the run file."""
+def _text_path(path: Path, key: str, value: str) -> Path:
+    """What "text:PATH" names; a relative PATH is seen from the run file."""
     scheme, _, name = value.partition(":")
     if scheme != "text" or not name:
         choices = f'{", ".join(CORPORA)}, "own" or ' if key == "data" else ""
         raise ValueError(f'{key} is {value!r:.60}, expected {choices}"text:PATH"')
     file = path.parent / Path(name).expanduser()
-    if not file.is_file():
+    if not file.is_file() and (key == "validation" or not file.is_dir()):
         raise ValueError(f"{key} is {value!r:.200}, but there is no file {file}")
     return file.resolve()
 

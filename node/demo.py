@@ -28,6 +28,7 @@ from rich.table import Table
 from node import report, view
 from node.config import NamedCorpus, RunDraft, read_run_file
 from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
+from node.measuring import measure
 from node.report import Measured, NodeResult, Report
 from protocol.errors import ConfigError
 
@@ -44,8 +45,6 @@ STALL_S = 180.0
 every worker, which took under a minute on two cores."""
 OWN_MEASURE_S = 60.0
 """For a finished node to measure itself; some seconds, where all do it at once."""
-MEASURE_DEADLINE_S = 120.0
-"""For the validation loss of all snapshots and their mean: seconds on an idle machine."""
 KILL_AT = 0.4
 JOIN_AT = 0.5
 """Share of the rounds after which a node is killed, or joins."""
@@ -187,7 +186,7 @@ async def _train(options: Options, draft: RunDraft, root: Path, console: Console
         with _shown(console) as show:
             try:
                 await _Training(swarm, draft, show).run(options, run_file)
-                measured = await _measure(swarm)
+                measured = await measure(swarm, root)
             except NodeFailed as error:
                 failure = error
         children = tuple(swarm.children)
@@ -289,35 +288,6 @@ def _result(child: Child, measured: Measured | None) -> NodeResult:
         status=child.status,
         val_end=measured.nodes.get(child.name) if measured else None,
         killed=child.killed,
-    )
-
-
-async def _measure(swarm: LocalSwarm) -> Measured:
-    """Validation loss of each node's newest snapshot and of their mean, and the consensus.
-
-    Raises:
-        NodeFailed: the measuring program failed or was too slow.
-    """
-    ended = [child for child in swarm.children if child.status and not child.killed]
-    try:
-        async with asyncio.timeout(MEASURE_DEADLINE_S):
-            return await _yardstick(swarm, ended)
-    except TimeoutError:
-        raise NodeFailed("yardstick", f"took over {MEASURE_DEADLINE_S:g} s", ()) from None
-
-
-async def _yardstick(swarm: LocalSwarm, children: list[Child]) -> Measured:
-    statuses = {child.name: child.status for child in children if child.status}
-    first = next(iter(statuses.values()))
-    files = [first["spec"], first["blobs"]["tokenizer"], first["blobs"]["validation"]]
-    snapshots = {name: status["snapshot"] for name, status in statuses.items()}
-    arguments = [str(file) for file in (*files, *snapshots.values())]
-    printed = await swarm.output_of("yardstick", "-m", "node.yardstick", *arguments)
-    found = json.loads(printed)
-    return Measured(
-        mean=found["mean"],
-        nodes=dict(zip(snapshots, found["nodes"], strict=True)),
-        consensus=found["consensus"],
     )
 
 

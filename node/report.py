@@ -30,8 +30,10 @@ class NodeResult:
 class Measured:
     """What the yardstick found in the snapshots of the nodes that were left."""
 
+    start: float
+    """Validation loss of the run's initial weights, nats per byte."""
     mean: float
-    """Validation loss of the mean weights, nats per byte."""
+    """The same of the mean of the nodes' weights."""
     nodes: dict[str, float]
     """The same of each node's own weights, by name."""
     consensus: float
@@ -52,8 +54,8 @@ class Report:
 
     @property
     def val_start(self) -> float | None:
-        """At step 0: the creator measured it before anybody trained."""
-        return self.nodes[0].status["val"]["start"] if self.nodes else None
+        """At step 0."""
+        return self.measured.start if self.measured else None
 
     @property
     def val_end(self) -> float | None:

@@ -68,6 +68,7 @@ async def asked(path: Path, *arguments: str) -> Result:
         (("status",), "shoal: no node runs on the data directory "),
         (("peers",), "shoal: no node runs on the data directory "),
         (("leave",), "shoal: no node runs on the data directory "),
+        (("data", "fetch", "poems"), "shoal: corpus: found 'poems', expected one of shakespeare"),
         (("demo", "--nodes", "0"), "shoal: command line: --nodes is 0, expected 1 to 16"),
         (("demo", "--nodes", "1", "--kill-one"), "shoal: command line: --nodes is 1, expected 2"),
         (("demo", "--json", "/none/x"), "shoal: /none/x: there is no such directory"),

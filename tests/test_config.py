@@ -102,6 +102,7 @@ def test_a_text_file_is_seen_from_the_run_file_not_from_where_the_person_is(
     (tmp_path / "poems.txt").write_text("a rose")
     path = run_file(tmp_path, 'data = "text:poems.txt"')
     assert read_run_file(path).data == TextCorpus(tmp_path / "poems.txt")
+    assert read_run_file(run_file(tmp_path, 'data = "text:."')).data == TextCorpus(tmp_path)
 
 
 def test_own_data_comes_with_a_validation_text_for_all(tmp_path: Path) -> None:

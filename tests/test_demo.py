@@ -17,7 +17,7 @@ from node.local_swarm import LocalSwarm, NodeFailed
 from node.report import Measured, NodeResult, Report, tables
 from protocol.errors import ConfigError
 
-MEASURED = Measured(mean=2.0, nodes={"node1": 2.1, "node2": 2.2}, consensus=0.5)
+MEASURED = Measured(start=2.97, mean=2.0, nodes={"node1": 2.1, "node2": 2.2}, consensus=0.5)
 
 STUBBORN = """
 import os, signal, subprocess, sys, time
@@ -72,7 +72,8 @@ def test_the_json_has_the_documented_keys_and_adds_up_the_nodes() -> None:
 def test_a_demo_that_failed_at_once_still_has_every_key() -> None:
     empty = report(ok=False, nodes=(), measured=None).as_json()
     assert empty.keys() == report().as_json().keys()
-    assert (empty["ok"], empty["val_end"], empty["bytes_sent"]) == (False, None, 0)
+    found = [empty[key] for key in ("ok", "val_start", "val_end", "rounds", "bytes_sent")]
+    assert found == [False, None, None, 0, 0]
 
 
 def test_a_killed_node_counts_for_bytes_but_not_for_losses() -> None:
