@@ -29,7 +29,7 @@ import torch
 from node import worker_wire as wire
 from node.worker_files import Fast, NoSnapshot, Slow, load_newest, read_slow
 from node.worker_link import Link
-from node.worker_session import Materials, Session
+from node.worker_session import Materials, Session, initial_slow
 from protocol.errors import Malformed
 from protocol.ids import RunId
 from protocol.messages import Checkpoint
@@ -84,7 +84,7 @@ def _started(
     count = num_parameters(materials.spec.model)
     match start:
         case wire.StartFresh():
-            slow = materials.initial()
+            slow = initial_slow(materials.spec)
         case wire.StartFromDisk():
             return load_newest(directory, materials.run, count)
         case wire.StartFromCheckpoint(checkpoint):

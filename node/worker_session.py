@@ -56,20 +56,27 @@ class Materials:
         ids = [id for path in setup.corpus for id in tokenizer.encode(bpe, _text(path))]
         if len(ids) <= context:
             raise ValueError(f"{len(ids)} tokens of training text, expected more than {context}")
-        validation_N = torch.tensor(tokenizer.encode(bpe, _text(setup.validation)))
         return cls(
             spec.run,
             spec,
             torch.tensor(ids, dtype=torch.int32),
-            Validation(validation_N, tokenizer.token_bytes(bpe), context),
+            read_validation(spec, setup.tokenizer, setup.validation),
             torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
 
-    def initial(self) -> Slow:
-        """Round 0 of the run: equal on all peers."""
-        rng = Generator().manual_seed(seed_of(self.spec.seed, "init"))
-        phi_P = initial_weights(self.spec.model, rng)
-        return Slow(Round(0), phi_P, torch.zeros_like(phi_P))
+
+def read_validation(spec: RunSpec, tokenizer_path: str, path: str) -> Validation:
+    """The run's yardstick.  Raises ValueError, OSError: it cannot be read."""
+    bpe = tokenizer.load_tokenizer(Path(tokenizer_path).read_bytes(), spec.model.vocab)
+    tokens_N = torch.tensor(tokenizer.encode(bpe, _text(path)))
+    return Validation(tokens_N, tokenizer.token_bytes(bpe), spec.model.context)
+
+
+def initial_slow(spec: RunSpec) -> Slow:
+    """Round 0 of a run: equal on all peers."""
+    rng = Generator().manual_seed(seed_of(spec.seed, "init"))
+    phi_P = initial_weights(spec.model, rng)
+    return Slow(Round(0), phi_P, torch.zeros_like(phi_P))
 
 
 @dataclass(frozen=True, slots=True)
