@@ -23,9 +23,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from node.ports import Bridge, Rpc
+from node.settings import check_addr
 from node.telemetry import Waits
 from protocol import hello, rpc
-from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.errors import ConfigError, Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import DIGEST_BYTES, PeerId, RunId, short
 from protocol.messages import Presence
 from protocol.spec import SignedSpec
@@ -96,7 +97,15 @@ class Discovery:
             addrs: multiaddrs with /p2p/PEER, of the ticket and of the configuration.
             live: the peers of the presence view.
             found: told a proven member, each time it was greeted; must not raise.
+
+        Raises:
+            ConfigError: an address is none.
         """
+        for addr in addrs:
+            try:
+                check_addr("address", addr, peer=True)
+            except ValueError as error:
+                raise ConfigError(f"{error}; ask for another ticket, or correct it") from None
         self._run = run
         self._me = me
         self._secret = secret
@@ -112,6 +121,7 @@ class Discovery:
         self._key = provider_key(run)
         self._announced = asyncio.Event()
         self._search_now = asyncio.Event()
+        self._provide_now = asyncio.Event()
         self._spec: asyncio.Future[SignedSpec] = asyncio.get_running_loop().create_future()
         self._greeting: set[PeerId] = set()
         self._greeted: dict[PeerId, bytes] = {}
@@ -164,8 +174,9 @@ class Discovery:
         finally:
             self._greeting.discard(peer)
         self._avoided.pop(peer, None)
+        if peer not in self._greeted:
+            log.info("member found: peer=%s", short(peer))
         _remember(self._greeted, peer, b"")
-        log.info("member found: peer=%s", short(peer))
         if not self._spec.done():
             self._spec.set_result(signed)
         await self._found(peer)
@@ -175,9 +186,10 @@ class Discovery:
         """Be connected to a bootstrap peer, whether it is a member or not."""
         peer, again_s, reason = _peer_in(addr), FIRST_AGAIN_S, ""
         while True:
-            if peer in await self._bridge.connected():
+            if peer in self._bridge.connected():
                 again_s, reason = FIRST_AGAIN_S, ""
-                if not self.is_greeted(peer):
+                live = self._live_peers()
+                if not self.is_greeted(peer) or (peer not in live and len(live) < ENOUGH_PEERS):
                     await self.greet(peer)
                 await asyncio.sleep(CHECK_S)
                 continue
@@ -186,6 +198,7 @@ class Discovery:
                     await self._bridge.connect(addr, DIAL_S)
                 log.info("bootstrap connected: addr=%s", addr)
                 self._search_now.set()
+                self._provide_now.set()
             except PeerUnavailable as error:
                 if error.reason != reason:
                     log.warning("bootstrap not reached: addr=%s reason=%s", addr, error.reason)
@@ -198,11 +211,12 @@ class Discovery:
         await self._announced.wait()
         again_s = FIRST_AGAIN_S
         while True:
+            self._provide_now.clear()
             told = await self._in_dht(self._bridge.provide(self._key), "our provider record")
             if told:
                 log.info("run announced in the DHT: run=%s", short(self._run))
             again_s = PROVIDE_S if told else self._longer(again_s, LAST_AGAIN_S)
-            await asyncio.sleep(again_s)
+            await _pause(again_s, self._provide_now)
 
     async def _search(self) -> None:
         """Look up candidates, eagerly while peers are few."""
@@ -219,15 +233,17 @@ class Discovery:
                 self._waits.end("members")
             else:
                 self._waits.begin("members", "a member of the run", "the DHT", pause_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._search_now.wait()
+            await _pause(pause_s, self._search_now)
 
     async def _greet_candidates(self) -> None:
         found = await self._in_dht(self._bridge.find_providers(self._key), "members in the DHT")
+        candidates = [] if found is None else found
+        self._rng.shuffle(candidates)
+        live = self._live_peers()
         async with asyncio.TaskGroup() as greetings:
-            for peer, addrs in found or []:
-                if not self.is_greeted(peer) and self._is_able(peer):
+            for peer, addrs in candidates:
+                # A member that is not in the view is greeted again: it may be of another half.
+                if peer not in live and self._is_able(peer):
                     self._bridge.add_addrs(peer, addrs)
                     greetings.create_task(self.greet(peer))
 
@@ -252,6 +268,9 @@ class Discovery:
             log.warning("the DHT does not answer: what=%s after_s=%g", what, LOOKUP_S)
             return None
 
+    def _live_peers(self) -> set[PeerId]:
+        return {presence.peer for presence in self._live()}
+
     def _longer(self, pause_s: float, most_s: float) -> float:
         """Twice as long, less up to a quarter, so that peers do not knock in step."""
         return min(2 * pause_s, most_s) * self._rng.uniform(0.75, 1.0)
@@ -268,8 +287,16 @@ class Discovery:
 
     def _avoid(self, peer: PeerId, for_s: float, reason: str) -> None:
         failures, _ = self._avoided.pop(peer, (0, 0.0))
-        log.info("no member: peer=%s reason=%s avoided_s=%g", short(peer), reason, for_s)
+        level = logging.DEBUG if failures else logging.INFO
+        log.log(level, "no member: peer=%s reason=%s avoided_s=%g", short(peer), reason, for_s)
         _remember(self._avoided, peer, (failures + 1, self._clock() + for_s))
+
+
+async def _pause(pause_s: float, wake: asyncio.Event) -> None:
+    """Until `wake` is set, and so long at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(pause_s):
+            await wake.wait()
 
 
 def _peer_in(addr: str) -> PeerId:

@@ -39,7 +39,7 @@ class Bridge(Protocol):
             PeerUnavailable: it cannot be reached.
         """
 
-    async def connected(self) -> tuple[PeerId, ...]:
+    def connected(self) -> tuple[PeerId, ...]:
         """The peers with an open connection."""
 
     async def provide(self, key: bytes) -> bool:

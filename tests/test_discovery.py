@@ -19,7 +19,7 @@ from node.discovery import ENOUGH_PEERS, MAX_REMEMBERED, Discovery, provider_key
 from node.telemetry import Waits
 from protocol import hello, rpc
 from protocol.envelope import Signer
-from protocol.errors import PeerUnavailable
+from protocol.errors import ConfigError, PeerUnavailable
 from protocol.ids import PeerId
 from protocol.messages import Presence
 from protocol.spec import sign_spec
@@ -84,6 +84,8 @@ class World:
 
     async def _find(self, peer: PeerId) -> None:
         self.found.append(peer)
+        if peer not in {seen.peer for seen in self.view}:
+            self.view += (presence(peer),)
 
     # --- the bridge and the calls
 
@@ -98,20 +100,20 @@ class World:
         self._connected.add(peer)
         return peer
 
-    async def connected(self) -> tuple[PeerId, ...]:
+    def connected(self) -> tuple[PeerId, ...]:
         self._connected &= self.listening
         return tuple(sorted(self._connected))
 
     async def provide(self, key: bytes) -> bool:
         assert key == provider_key(self.spec.run)
         self.provided.append(now())
-        return bool(await self.connected())
+        return bool(self.connected())
 
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
         self.lookups.append(now())
         if self.dht_hangs:
             await asyncio.Event().wait()
-        return self.providers if await self.connected() else []
+        return self.providers if self.connected() else []
 
     async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
         assert method is rpc.HELLO
@@ -119,6 +121,11 @@ class World:
         if peer not in self.answers or peer not in self.listening:
             raise PeerUnavailable(peer, "refused")
         return self.answers[peer](ME.peer, request)
+
+
+def presence(peer: PeerId, boot: bytes = b"boot 1..") -> Presence:
+    fields = {name: getattr(PRESENCE, name) for name in Presence.__slots__}
+    return Presence(**(fields | {"peer": peer, "boot": boot}))
 
 
 def now() -> float:
@@ -201,7 +208,7 @@ def test_a_bootstrap_that_went_away_is_dialled_again() -> None:
         await asyncio.sleep(100)
         world.listening.add(MEMBER.peer)
         await asyncio.sleep(31)
-        assert await world.connected() == (MEMBER.peer,)
+        assert world.connected() == (MEMBER.peer,)
         searching.cancel()
 
     in_virtual_time(scenario())
@@ -284,7 +291,9 @@ def test_lookups_are_rare_once_there_are_enough_peers() -> None:
         searching = asyncio.create_task(world.discovery().run())
         await asyncio.sleep(600)
         few = len(world.lookups)
-        world.view = tuple(presence(Signer(bytes([n]) * 32)) for n in range(9, 9 + ENOUGH_PEERS))
+        world.view = tuple(
+            presence(Signer(bytes([n]) * 32).peer) for n in range(9, 9 + ENOUGH_PEERS)
+        )
         await asyncio.sleep(600)
         assert 20 <= few <= 40
         assert 4 <= len(world.lookups) - few <= 7
@@ -293,21 +302,43 @@ def test_lookups_are_rare_once_there_are_enough_peers() -> None:
     in_virtual_time(scenario())
 
 
-def presence(signer: Signer, boot: bytes = b"boot 1..") -> Presence:
-    fields = {name: getattr(PRESENCE, name) for name in Presence.__slots__}
-    return Presence(**(fields | {"peer": signer.peer, "boot": boot}))
-
-
 def test_peers_seen_in_the_view_are_greeted_and_again_after_their_restart() -> None:
     async def scenario() -> None:
         world = World()
         world.add_member(MEMBER)
         searching = asyncio.create_task(world.discovery().run())
         for boot, greetings in ((b"boot 1..", 1), (b"boot 1..", 1), (b"boot 2..", 2)):
-            world.view = (presence(MEMBER, boot),)
+            world.view = (presence(MEMBER.peer, boot),)
             await asyncio.sleep(5)
             assert world.found == [MEMBER.peer] * greetings
         searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_a_member_that_fell_out_of_the_view_is_greeted_again() -> None:
+    """Or else two halves of a swarm that was cut in two would never meet."""
+
+    async def scenario() -> None:
+        world = World()
+        world.listening.add(GATE.peer)
+        world.add_member(MEMBER)
+        world.providers = [(MEMBER.peer, [])]
+        searching = asyncio.create_task(world.discovery(addr_of(GATE)).run())
+        await asyncio.sleep(100)
+        assert world.found == [MEMBER.peer]
+        world.view = ()
+        await asyncio.sleep(31)
+        assert world.found == [MEMBER.peer, MEMBER.peer]
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_an_address_of_a_ticket_that_is_none_is_a_sentence_for_the_operator() -> None:
+    async def scenario() -> None:
+        with pytest.raises(ConfigError, match=r"address is '/ip4/a', expected .*; ask for"):
+            World().discovery("/ip4/a")
 
     in_virtual_time(scenario())
 
