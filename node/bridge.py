@@ -257,8 +257,11 @@ class Bridge:
         async with self._host.running(), trio.open_nursery() as nursery:
             self._nursery = nursery
             self._to_loop(self._ready.set_result, None)
-            await self._stopping.wait()
-            nursery.cancel_scope.cancel()
+            try:
+                await self._stopping.wait()
+            finally:
+                self._stopping.set()  # no more calls, whatever ended us
+                nursery.cancel_scope.cancel()
 
     async def _stop(self) -> None:
         if not self._ended.done():

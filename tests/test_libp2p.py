@@ -6,6 +6,7 @@ Also here: what `node.p2p.library` relies on in this version of py-libp2p.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
@@ -469,6 +471,15 @@ async def test_a_caller_that_stays_beyond_its_deadline_loses_its_place() -> None
         assert frame.parse_refusal(item.payload).code == "late"
 
 
+async def test_a_peer_has_only_so_many_streams() -> None:
+    async with two() as (alice, bob), node(Signer(b"c" * 32)) as carol:
+        await alice.bridge.connect(BOB.peer, 5)
+        streams = [await alice.bridge.call(hold_stream, alice.bridge) for _ in range(6)]
+        assert streams == [True] * 4 + [False] * 2
+        carol.bridge.add_addrs(BOB.peer, bob.bridge.addrs())
+        assert await carol.hello(BOB.peer) == WELCOME
+
+
 # --- bytes -----------------------------------------------------------------------------------
 
 
@@ -581,11 +592,64 @@ async def test_more_unread_bytes_than_the_bound_close_the_connection(
             assert not await told.get()
 
 
+async def test_more_streams_than_the_bound_close_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pins `BoundedYamux.accept_stream`: the library alone has one bound for all peers."""
+    monkeypatch.setattr(library, "MAX_STREAMS", 20)
+
+    async def greedy(bridge: Bridge) -> None:
+        with contextlib.suppress(BaseLibp2pError):
+            for _ in range(100):
+                connection = bridge._host._network.get_connections(ID.from_base58(BOB.peer))[0]
+                await connection.new_stream()
+
+    told: asyncio.Queue[bool] = asyncio.Queue()
+    async with (
+        node(ALICE, on_peer=lambda _, is_here: told.put_nowait(is_here)) as alice,
+        node(BOB) as bob,
+    ):
+        await alice.bridge.connect(bob.bridge.addrs()[0], 5)
+        assert await told.get()
+        await alice.bridge.call(greedy, alice.bridge)
+        assert not await told.get()
+
+
+async def test_both_may_dial_at_once() -> None:
+    async with two() as (alice, bob):
+        bob.bridge.add_addrs(ALICE.peer, alice.bridge.addrs())
+        answers = await asyncio.gather(alice.hello(BOB.peer), bob.hello(ALICE.peer))
+        assert list(answers) == [WELCOME, WELCOME]
+
+
+async def test_what_ends_the_network_is_raised_where_it_is_used() -> None:
+    async def crash() -> None:
+        raise ZeroDivisionError
+
+    async def use() -> None:
+        async with Bridge(ALICE, listen=LOOPBACK) as bridge:
+            bridge.post(bridge._host._nursery.start_soon, crash)
+            await bridge.wait_ended()
+
+    with pytest.raises(ZeroDivisionError):
+        await use()
+
+
 # --- helpers: a peer that speaks frames by hand ----------------------------------------------
 
 
 async def open_stream(bridge: Bridge, lane: Lane) -> Any:
     return await bridge._host._host.new_stream(ID.from_base58(BOB.peer), [TProtocol(lane.value)])
+
+
+async def hold_stream(bridge: Bridge) -> bool:
+    """Whether a further stream to Bob is answered on; it stays open."""
+    stream = await open_stream(bridge, Lane.CONTROL)
+    try:
+        await stream.write(next(frame.request_frames(0, "nope/1", 1000, b"")))
+        return bool(await stream.read(100))
+    except StreamError:
+        return False
 
 
 async def write_and_read(bridge: Bridge, lane: Lane, data: bytes) -> bytes:

@@ -9,6 +9,7 @@ next call opens another.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ MAX_ADDRS = 8
 """Addresses kept and tried of one peer."""
 MAX_KNOWN_PEERS = 4096
 """Peers whose addresses are kept; the one added longest ago is forgotten first."""
+MAX_INBOUND = 4
+"""Streams that a peer may have open to one lane.  It needs one; another may be opened before the
+end of the first has been noticed here."""
 DIAL_ADDR_S = 5.0
 """What one address may take before the next is tried.  A guess: several round trips of Noise
 and Yamux over the slowest of links, less than a person waits."""
@@ -94,6 +98,7 @@ class Host:
         self._addrs: dict[PeerId, list[Multiaddr]] = {}
         self._streams: dict[tuple[PeerId, Lane], Asking] = {}
         self._opening: dict[tuple[PeerId, Lane], trio.Lock] = {}
+        self._inbound: Counter[tuple[PeerId, Lane]] = Counter()
         self._dialling: dict[PeerId, trio.Lock] = {}
         self.addrs: tuple[str, ...] = ()
         """Where we listen, each with /p2p/ID at its end.  May be read from any thread."""
@@ -246,11 +251,18 @@ class Host:
     def _answer(self, lane: Lane) -> Callable[[INetStream], Any]:
         async def handle(stream: INetStream) -> None:
             peer = PeerId(stream.muxed_conn.peer_id.to_base58())
+            if self._inbound[peer, lane] == MAX_INBOUND:
+                await stream.reset()
+                return
             answering = Answering(peer, lane, stream, self.counters, self._places, self._handler)
+            self._inbound[peer, lane] += 1
             try:
                 await answering.run()
             except Blamed as error:
                 self._events.blame(peer, str(error))
+            finally:
+                self._inbound[peer, lane] -= 1
+                self._inbound += Counter()  # drops what is zero
 
         return handle
 

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import cast
 
 import trio
-from libp2p.abc import INetConn, IRawConnection
+from libp2p.abc import IMuxedStream, INetConn, IRawConnection
 from libp2p.custom_types import THandler
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.provider_store import ProviderRecord
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.stream_muxer import muxer_multistream
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
@@ -29,6 +30,9 @@ from node.p2p.counters import Counters
 MAX_UNREAD_BYTES = 20 << 20
 """What one connection may leave unread in all its streams: the largest Yamux window (16 MiB),
 and some for everything else."""
+MAX_STREAMS = 256
+"""Streams open on one connection, both sides' and the library's own: a node needs four, and the
+DHT a dozen for a moment."""
 DEAD_AFTER_S = 30
 """A connection that acknowledges nothing for so long is closed by the kernel.  A guess: longer
 than a node is stopped by a full disk or a suspended container, shorter than an exchange."""
@@ -133,6 +137,16 @@ class BoundedYamux(Yamux):
     hostile one fills the memory through any stream that nobody reads.  Here the connection is
     closed at `MAX_UNREAD_BYTES`.  Can go when the library enforces windows.
     """
+
+    async def accept_stream(self) -> IMuxedStream:
+        """The next stream that the peer opens; one too many closes the connection.
+
+        The library counts the streams of all peers together, so one peer could take them all.
+        """
+        stream: IMuxedStream = await super().accept_stream()
+        if len(self.streams) > MAX_STREAMS:
+            raise MuxedConnUnavailable(f"over {MAX_STREAMS} streams")
+        return stream
 
     async def _read_data_body(self, length: int) -> bytes:
         unread = sum(len(buffer) for buffer in self.stream_buffers.values())
