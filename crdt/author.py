@@ -7,12 +7,14 @@ it; an author that forgot what it signed would sign the same place twice and con
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from crdt import document
 from crdt.record import Entry, Record, first_entry, next_entry
-from crdt.schema import Content, NoView, keyed, view
+from crdt.schema import Content, keyed
 from protocol.envelope import Signer
+from protocol.errors import Malformed
 from protocol.ids import RunId
 
 
@@ -32,13 +34,19 @@ class Author:
         """The entry that makes our record say `content`; None if it does, or is frozen."""
         if record.proof:
             return None
-        if record.chain and not record.ahead and not isinstance(view(record.updates), NoView):
-            update = document.written(record.updates, keyed(content), client_id=self.client_id)
-            if not update:
-                return None
-            entry = next_entry(self.signer, self.run, record.chain[-1], update)
-            if entry:
-                return entry
+        if record.chain and not record.ahead:
+            with contextlib.suppress(Malformed):  # then it is as good as a lost disk
+                return self._following(record, content)
+        return self._opening(record, content)
+
+    def _following(self, record: Record, content: Content) -> Entry | None:
+        update = document.written(record.updates, keyed(content), client_id=self.client_id)
+        if not update:
+            return None
+        entry = next_entry(self.signer, self.run, record.chain[-1], update)
+        return entry or self._opening(record, content)
+
+    def _opening(self, record: Record, content: Content) -> Entry:
         snapshot = document.written((), keyed(content), client_id=self.client_id)
         epoch = record.newest_epoch + 1 if record.newest_epoch else self.first_epoch
         return first_entry(self.signer, self.run, epoch, snapshot)

@@ -19,7 +19,8 @@ https://github.com/y-crdt/y-crdt/blob/main/yrs/src/update.rs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pycrdt import Doc, Map
@@ -31,6 +32,7 @@ MAX_CLOCK = 1 << 31
 """Ranges end below this: no sum of two overflows yrs's 32 bits."""
 MAX_CLIENT = 1 << 53
 
+_KIND = 0x1F
 _ANY = 8
 _FROM_LEFT, _FROM_RIGHT, _HAS_KEY = 0x80, 0x40, 0x20
 _NAMED_PARENT = 1
@@ -43,14 +45,8 @@ def read(updates: Sequence[bytes]) -> dict[str, bytes]:
     Raises:
         Malformed: one of them is no update that `written` makes, or does not fit.
     """
-    root = _rebuilt(updates, Doc())
-    found: dict[str, bytes] = {}
-    for key in sorted(root.keys()):
-        value = root[key]
-        if type(value) is not bytearray:
-            raise Malformed(f"{key!r:.40} is a {type(value).__name__}, expected bytes")
-        found[key] = bytes(value)
-    return found
+    with _hostile():
+        return _values(_rebuilt(updates, Doc()))
 
 
 def written(updates: Sequence[bytes], content: Mapping[str, bytes], *, client_id: int) -> bytes:
@@ -64,13 +60,14 @@ def written(updates: Sequence[bytes], content: Mapping[str, bytes], *, client_id
         Malformed: as `read`.
     """
     doc: Doc[Any] = Doc(client_id=client_id)
-    root = _rebuilt(updates, doc)
-    before = doc.get_state()
-    held = {key: root[key] for key in root.keys()}  # noqa: SIM118  iterating a Map is not typed
+    with _hostile():
+        root = _rebuilt(updates, doc)
+        held = _values(root)
     gone = sorted(held.keys() - content.keys())
     fresh = sorted(key for key, value in content.items() if held.get(key) != value)
     if not gone and not fresh and updates:
         return b""
+    before = doc.get_state()
     with doc.transaction():
         for key in gone:
             del root[key]
@@ -83,18 +80,31 @@ def _rebuilt(updates: Sequence[bytes], doc: Doc[Any]) -> Map[Any]:
     root: Map[Any] = doc.get(ROOT, type=Map)
     for update in updates:
         _check_shape(update)
-        _apply(doc, update)
+        doc.apply_update(update)
     return root
 
 
-def _apply(doc: Doc[Any], update: bytes) -> None:
-    """Apply bytes from a stranger to a scratch document.
+def _values(root: Map[Any]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for key in sorted(root.keys()):
+        value = root[key]
+        if type(value) is not bytearray:
+            raise Malformed(f"{key!r:.40} is a {type(value).__name__}, expected bytes")
+        found[key] = bytes(value)
+    return found
+
+
+@contextlib.contextmanager
+def _hostile() -> Iterator[None]:
+    """Around what makes yrs read a stranger's bytes, or what they became.
 
     The one place where a panic of Rust is caught: pyo3 derives it from BaseException, so
     that it would end the task group, and does not export it by name.
     """
     try:
-        doc.apply_update(update)
+        yield
+    except Malformed:
+        raise
     except (ValueError, RuntimeError) as error:
         raise Malformed(f"{error}"[:200]) from error
     except BaseException as error:
@@ -106,42 +116,52 @@ def _apply(doc: Doc[Any], update: bytes) -> None:
 def _check_shape(update: bytes) -> None:
     """Refuse all that is no update of one map of byte strings, before yrs reads it."""
     reader = _Reader(update)
-    for _ in range(reader.count()):
-        blocks = reader.count()
-        reader.number(MAX_CLIENT)
-        reader.number(MAX_CLOCK)
-        for _ in range(blocks):
-            _check_item(reader)
-    for _ in range(reader.count()):  # what is deleted: ranges of clocks by client
-        reader.number(MAX_CLIENT)
+    try:
         for _ in range(reader.count()):
+            items = reader.count(1)  # yrs panics on a client without items that it knows
+            reader.number(MAX_CLIENT)
             reader.number(MAX_CLOCK)
-            reader.number(MAX_CLOCK)
+            for _ in range(items):
+                _check_item(reader)
+        for _ in range(reader.count()):  # what is deleted: ranges of clocks by client
+            reader.number(MAX_CLIENT)
+            for _ in range(reader.count(1)):
+                reader.number(MAX_CLOCK)
+                reader.number(MAX_CLOCK)
+    except IndexError as error:
+        raise Malformed("the update ends too early") from error
     if reader.left:
         raise Malformed(f"{reader.left} bytes after the update")
 
 
 def _check_item(reader: _Reader) -> None:
     info = reader.byte()
-    if info & 0x1F != _ANY:
-        raise Malformed(f"an item of kind {info & 0x1F}, expected a value ({_ANY})")
+    if info & _KIND != _ANY:
+        raise Malformed(f"an item of kind {info & _KIND}, expected a value ({_ANY})")
     for flag in (_FROM_LEFT, _FROM_RIGHT):
         if info & flag:
             reader.number(MAX_CLIENT)
             reader.number(MAX_CLOCK)
     if not info & (_FROM_LEFT | _FROM_RIGHT):
-        if reader.number(_NAMED_PARENT) != _NAMED_PARENT or reader.text() != ROOT:
+        if reader.number(_NAMED_PARENT) != _NAMED_PARENT or reader.raw() != ROOT.encode():
             raise Malformed(f"an item outside of {ROOT!r}")
         if not info & _HAS_KEY:
             raise Malformed("a value without a key")
-        reader.text()
+        _check_text(reader.raw())
     if reader.number(1) != 1 or reader.byte() != _BUFFER:
         raise Malformed("a value that is no byte string")
     reader.raw()
 
 
+def _check_text(key: bytes) -> None:
+    try:
+        key.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed("a key that is no UTF-8") from error
+
+
 class _Reader:
-    """Takes numbers and strings off the front of an update; never past its end."""
+    """Takes numbers and strings off the front of an update; IndexError at its end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -152,26 +172,28 @@ class _Reader:
         return len(self._data) - self._at
 
     def byte(self) -> int:
-        if not self.left:
-            raise Malformed("the update ends too early")
         self._at += 1
         return self._data[self._at - 1]
 
     def number(self, most: int) -> int:
-        """An unsigned LEB128 number."""
-        value = 0
-        for shift in range(0, 63, 7):
-            byte = self.byte()
+        """An unsigned LEB128 number in its shortest form: yrs must read the same one."""
+        value = shift = 0
+        while (byte := self.byte()) >= 0x80:
             value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if value > most:
-                    raise Malformed(f"found {value}, at most {most}")
-                return value
-        raise Malformed("a number of more than nine bytes")
+            shift += 7
+            if shift > 63:
+                raise Malformed("a number of more than nine bytes")
+        value |= byte << shift
+        if value > most or (shift and not byte):
+            raise Malformed(f"found {value}, at most {most}")
+        return value
 
-    def count(self) -> int:
+    def count(self, least: int = 0) -> int:
         """A number of things that take a byte each at least: the claim must be paid for."""
-        return self.number(self.left)
+        found = self.number(self.left)
+        if found < least:
+            raise Malformed(f"found {found}, at least {least}")
+        return found
 
     def raw(self) -> bytes:
         size = self.number(self.left)
@@ -179,9 +201,3 @@ class _Reader:
             raise Malformed("the update ends too early")
         self._at += size
         return self._data[self._at - size : self._at]
-
-    def text(self) -> str:
-        try:
-            return self.raw().decode()
-        except UnicodeDecodeError as error:
-            raise Malformed("a key that is no UTF-8") from error

@@ -41,7 +41,7 @@ MAX_LOSS = 1e6
 MAX_KEY_BYTES = 80
 """Of the longest key, "blame/" and a peer id of 52 characters, with room to spare."""
 MAX_VALUE_BYTES = 1024
-"""Of the largest value, a member with all its capabilities: 640 bytes."""
+"""Of the largest value, a member with all its capabilities: 628 bytes."""
 STATUSES = ("joined", "finished", "left")
 
 

@@ -1,0 +1,221 @@
+"""What a record says is typed, bounded and has one spelling; all else is no view."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from record_samples import ALICE, BOB, CAROL, JOINED, after, digest, update_of
+
+from crdt.record import MAX_SNAPSHOT_BYTES
+from crdt.schema import (
+    MAX_BLAMED,
+    MAX_CHECKPOINTS,
+    MAX_CLOSED,
+    MAX_REASON_BYTES,
+    BlamedPeer,
+    ClosedRound,
+    Content,
+    Control,
+    Member,
+    NoView,
+    Progress,
+    Totals,
+    keyed,
+    parsed,
+    view,
+)
+from protocol import codec
+from protocol.envelope import Signer
+from protocol.errors import Malformed
+from protocol.ids import Round
+from protocol.messages import Checkpoint
+
+rounds = st.integers(0, 10**7).map(Round)
+digests = st.binary(min_size=32, max_size=32)
+counts = st.integers(0, 10**7)
+peers = st.sampled_from([ALICE.peer, BOB.peer, CAROL.peer])
+members = st.builds(
+    Member,
+    name=st.none() | st.text("abcé", min_size=1, max_size=20),
+    since=rounds,
+    status=st.sampled_from(["joined", "finished", "left"]),
+    capabilities=st.sets(st.sampled_from("abcd")).map(lambda some: tuple(sorted(some))),
+)
+progresses = st.builds(
+    Progress,
+    round=rounds,
+    tokens=st.integers(0, 1 << 48),
+    loss=st.none() | st.floats(0, 1e6),
+    weights=digests,
+)
+closed = st.builds(
+    ClosedRound, round=rounds, tokens=counts, partner=peers, mine=digests, theirs=digests
+)
+alone = st.builds(
+    ClosedRound,
+    round=rounds,
+    tokens=counts,
+    partner=st.none(),
+    mine=st.none() | digests,
+    theirs=st.none(),
+)
+checkpoints = st.builds(Checkpoint, rounds, digests, st.integers(1, 1 << 33), digests)
+blames = st.builds(
+    BlamedPeer, peer=peers, count=st.integers(1, 99), reason=st.text("abcé", max_size=60)
+)
+
+
+def lists(items: st.SearchStrategy[object], key: str, most: int) -> st.SearchStrategy[object]:
+    found = st.lists(items, max_size=most, unique_by=lambda item: getattr(item, key))
+    return found.map(lambda some: tuple(sorted(some, key=lambda item: getattr(item, key))))
+
+
+contents = st.builds(
+    Content,
+    member=st.none() | members,
+    progress=st.none() | progresses,
+    totals=st.builds(
+        Totals, tokens=counts, rounds=counts, exchanges=counts, alone=counts, half=counts
+    ),
+    closed=lists(closed | alone, "round", MAX_CLOSED),
+    checkpoints=lists(checkpoints, "round", MAX_CHECKPOINTS),
+    blamed=lists(blames, "peer", 3),
+    control=st.none() | st.builds(Control, paused=st.booleans(), stopped=st.booleans()),
+)
+
+
+@given(contents)
+def test_a_content_comes_back_from_a_document_as_it_was(content: Content) -> None:
+    assert view([update_of(keyed(content))]) == content
+
+
+LARGEST = Content(
+    member=Member(
+        name="n" * 64,
+        since=Round(10**7),
+        status="finished",
+        capabilities=tuple(f"{n:02}" + "c" * 30 for n in range(16)),
+    ),
+    progress=Progress(round=Round(10**7), tokens=1 << 48, loss=1.5, weights=digest()),
+    totals=Totals(tokens=1 << 48, rounds=10**7, exchanges=10**7, alone=10**7, half=10**7),
+    closed=tuple(
+        ClosedRound(
+            round=Round(10**7 - 8 + n),
+            tokens=1 << 48,
+            partner=BOB.peer,
+            mine=digest(n),
+            theirs=digest(n),
+        )
+        for n in range(8)
+    ),
+    checkpoints=tuple(
+        Checkpoint(Round(10**7 - 3 + n), digest(n), 1 << 33, digest(n)) for n in range(3)
+    ),
+    blamed=tuple(
+        BlamedPeer(peer=peer, count=10**7, reason="r" * 128)
+        for peer in sorted(Signer(bytes([9, n]) * 16).peer for n in range(16))
+    ),
+    control=Control(paused=True, stopped=True),
+)
+
+
+def test_the_largest_content_fits_a_snapshot_and_every_value_its_limit() -> None:
+    values = keyed(LARGEST)
+    assert max(map(len, values.values())) == 628
+    assert len(update_of(values)) < MAX_SNAPSHOT_BYTES // 2
+    assert view([update_of(values)]) == LARGEST
+
+
+def test_only_the_last_8_rounds_and_3_checkpoints_are_kept() -> None:
+    content = JOINED
+    for round in range(41):
+        content = after(content, round)
+    assert [closed.round for closed in content.closed] == list(range(33, 41))
+    assert [checkpoint.round for checkpoint in content.checkpoints] == [20, 30, 40]
+    assert content.totals == Totals(tokens=41 * 102_400, rounds=41, exchanges=32, alone=9, half=0)
+
+
+def test_a_half_exchange_counts_as_alone_and_as_half() -> None:
+    lone = ClosedRound(round=Round(3), tokens=5, partner=None, mine=digest(), theirs=None)
+    progress = Progress(round=Round(3), tokens=5, loss=None, weights=digest())
+    content = Content().with_round(lone, progress, half=True)
+    assert content.totals == Totals(tokens=5, rounds=1, exchanges=0, alone=1, half=1)
+    assert content.progress == progress
+
+
+def test_blame_counts_and_forgets_the_least_blamed() -> None:
+    strangers = sorted(Signer(bytes([8, n]) * 16).peer for n in range(MAX_BLAMED))
+    content = Content()
+    for stranger in strangers * 2:
+        content = content.with_blame(stranger, "late")
+    content = content.with_blame(BOB.peer, "é" * 100).with_blame(CAROL.peer, "new")
+    assert len(content.blamed) == MAX_BLAMED
+    assert BlamedPeer(peer=CAROL.peer, count=1, reason="new") in content.blamed
+    assert BOB.peer not in {blamed.peer for blamed in content.blamed}
+    assert sum(blamed.count for blamed in content.blamed) == 2 * 15 + 1
+
+
+def test_a_reason_is_cut_between_two_characters() -> None:
+    (blamed,) = Content().with_blame(BOB.peer, "xé" * 100).blamed
+    assert blamed.reason == "xé" * 42 + "x" * (MAX_REASON_BYTES - 128 + 1)
+    assert len(blamed.reason.encode()) == 127
+
+
+MEMBER = codec.encode(Member(name=None, since=Round(1)))
+TOTALS = {"totals": codec.encode(Totals())}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (TOTALS | {"colour": b"\x90"}, "unknown key 'colour'"),
+        (TOTALS | {"member/1": MEMBER}, "unknown key 'member/1'"),
+        (TOTALS | {"closed": b"\x90"}, "unknown key 'closed'"),
+        (TOTALS | {"member": MEMBER[:-1]}, "ValueError"),
+        (TOTALS | {"member": bytes(1025)}, "1025 bytes, at most 1024"),
+        (TOTALS | {"checkpoint/4": codec.encode(LARGEST.checkpoints[0])}, "key of another one"),
+        (TOTALS | {"closed/4": codec.encode(LARGEST.closed[0])}, "key of another one"),
+        ({}, "key of another one"),
+        (
+            keyed(LARGEST)
+            | {"checkpoint/5": codec.encode(Checkpoint(Round(5), digest(), 1, digest()))},
+            "checkpoints has too many items",
+        ),
+    ],
+)
+def test_refuses(values: dict[str, bytes], reason: str) -> None:
+    with pytest.raises(Malformed, match=reason):
+        parsed(values)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Member(since=Round(0), status="gone"), "member.status is 'gone'"),
+        (lambda: Member(since=Round(0), capabilities=("b", "a")), "not sorted"),
+        (lambda: replace(LARGEST.progress, loss=float("nan")), "progress.loss is nan"),  # type: ignore[type-var]
+        (lambda: replace(LARGEST.closed[0], theirs=None), "closed.theirs has NoneType bytes"),
+        (lambda: replace(LARGEST.closed[0], partner=None), "theirs without a partner"),
+        (lambda: Content(closed=LARGEST.closed[::-1]), "closed is not sorted"),
+        (lambda: Content(closed=LARGEST.closed[:1] * 2), "closed is not sorted"),
+    ],
+)
+def test_refuses_to_make(make: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        make()  # type: ignore[operator]
+
+
+def test_a_view_of_nothing_or_of_nonsense_has_a_reason() -> None:
+    assert view([]) == NoView("no snapshot yet")
+    assert view([b"nonsense"]) == NoView("unreadable: found 110, at most 8")
+    assert view([update_of({"x": b""})]) == NoView("unreadable: unknown key 'x'")
+    assert view([update_of({})]) == NoView("unreadable: a value under the key of another one")
+
+
+@given(st.dictionaries(st.sampled_from([*keyed(LARGEST), "x", "closed/0"]), st.binary(max_size=80)))
+def test_a_view_never_raises(values: dict[str, bytes]) -> None:
+    found = view([update_of(values)])
+    assert isinstance(found, NoView) or keyed(found) == values
