@@ -147,6 +147,8 @@ class Rpc:
             raise LocalProtocolError(
                 f"a {method.name} of {len(body)} bytes, at most {method.max_request_bytes}"
             )
+        if into is not None and (into.readonly or into.format != "B"):
+            raise LocalProtocolError(f"an answer to {method.name} cannot be written into that")
         limit_s = min(method.deadline_s if deadline_s is None else deadline_s, MAX_DEADLINE_S)
         match await self._bridge.ask(peer, method, body, limit_s, into):
             case Answer(data):

@@ -13,27 +13,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
-from libp2p import new_host
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.config import RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
 from node.p2p import library
 from node.p2p.addrs import (
-    advertised,
     cannot_listen,
     check_port,
     dial_addr,
@@ -44,14 +37,15 @@ from node.p2p.answering import Answering, Handler, Places
 from node.p2p.asking import Asking, Gone, Outcome
 from node.p2p.counters import Counters
 from node.p2p.dht import Dht
+from node.p2p.stack import new_host
 from node.p2p.streams import STREAM_ERRORS, Blamed
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, PeerUnavailable
 from protocol.ids import PeerId
 from protocol.rpc import Lane, Method
 
-MAX_CONNECTIONS = 300
-"""The library's own default, said here because memory is bounded by it."""
+K = TypeVar("K")
+
 MAX_ADDRS = 8
 """Addresses kept and tried of one peer."""
 MAX_KNOWN_PEERS = 4096
@@ -87,7 +81,7 @@ class Host:
         self._handler = handler
         self._events = events
         self._tcp = library.CountedTcp(self.counters)
-        self._host = _new_host(signer, self._tcp)
+        self._host = new_host(signer, self._tcp)
         network = self._host.get_network()
         assert isinstance(network, Swarm)
         self._network = network
@@ -150,7 +144,7 @@ class Host:
             PeerUnavailable: no address of it answers as that peer, and why.
         """
         with trio.move_on_after(deadline_s):
-            async with self._dialling.setdefault(peer, trio.Lock()):
+            async with _alone(self._dialling, peer):
                 await self._dial(peer)
             return
         raise PeerUnavailable(peer, f"no connection within {deadline_s:g} s")
@@ -185,7 +179,7 @@ class Host:
         raise PeerUnavailable(peer, "cannot be dialled: " + "; ".join(reasons))
 
     def _addrs_of(self, peer: PeerId, id: ID) -> list[Multiaddr]:
-        """What we were told, then what the peer said of itself when it was connected."""
+        """What we were told, then what the peer itself said when it was connected."""
         addrs = list(self._addrs.get(peer, []))
         with contextlib.suppress(PeerStoreError):
             said = (dial_addr(str(addr), peer) for addr in self._host.get_peerstore().addrs(id))
@@ -221,7 +215,7 @@ class Host:
         asking = self._streams.get(key)
         if asking is not None and asking.broken is None:
             return asking
-        async with self._opening.setdefault(key, trio.Lock()):
+        async with _alone(self._opening, key):
             asking = self._streams.get(key)
             if asking is None or asking.broken is not None:
                 await self.connect(peer, deadline_s)
@@ -246,7 +240,6 @@ class Host:
         finally:
             if self._streams.get((peer, lane)) is asking:
                 del self._streams[peer, lane]
-                self._opening.pop((peer, lane), None)
 
     def _answer(self, lane: Lane) -> Callable[[INetStream], Any]:
         async def handle(stream: INetStream) -> None:
@@ -284,7 +277,6 @@ class Host:
         peer = PeerId(id.to_base58())
         if any(not c.is_closed for c in self._network.get_connections(id)):
             return
-        self._dialling.pop(peer, None)
         if peer in self.connected:
             self.connected = tuple(other for other in self.connected if other != peer)
             self._events.disconnected(peer)
@@ -319,24 +311,16 @@ class _Notifee(INotifee):
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
 
-def _new_host(signer: Signer, tcp: library.CountedTcp) -> Any:
-    library.quiet_loggers()
-    keys = create_new_key_pair(signer.seed)
-    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    return new_host(
-        key_pair=keys,
-        transports=[tcp],
-        # Said here because the library's default also accepts plaintext, that is, any identity.
-        sec_opt={TProtocol(NOISE): noise},
-        addrs_factory=advertised,
-        muxer_opt={TProtocol(YAMUX): library.BoundedYamux},
-        connection_config=ConnectionConfig(
-            max_connections=MAX_CONNECTIONS,
-            high_watermark=MAX_CONNECTIONS,
-            min_connections=0,  # the library would dial whoever it ever heard of
-            low_watermark=0,
-        ),
-    )
+@asynccontextmanager
+async def _alone(locks: dict[K, trio.Lock], key: K) -> AsyncIterator[None]:
+    """One task at a time for each key; keys that nobody uses are forgotten."""
+    lock = locks.setdefault(key, trio.Lock())
+    try:
+        async with lock:
+            yield
+    finally:
+        if not lock.locked():
+            locks.pop(key, None)
 
 
 def _root(error: BaseException) -> str:
