@@ -42,7 +42,8 @@ class Inner:
         for name, part in views(model, self._gradient_P).items():
             self._model.get_parameter(name).grad = part  # backward adds to it in place
         self._first_P, self._second_P = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
-        self._steps = torch.zeros((), device=theta_P.device)
+        self._steps = [torch.zeros((), device=theta_P.device) for _ in range(2)]
+        """One for each range: AdamW counts in place, so a shared one would count double."""
         self._optimizer = self._adamw(num_decayed(model))
 
     def step(self, inputs_BT: Tensor, targets_BT: Tensor, lr: float) -> Tensor:
@@ -62,13 +63,14 @@ class Inner:
 
     def moments(self) -> Moments:
         """A copy of the optimizer's state."""
-        return Moments(self._first_P.clone(), self._second_P.clone(), int(self._steps.item()))
+        return Moments(self._first_P.clone(), self._second_P.clone(), int(self._steps[0].item()))
 
     def restore(self, moments: Moments) -> None:
         """Go on with the state of `moments`."""
         self._first_P.copy_(moments.first_P)
         self._second_P.copy_(moments.second_P)
-        self._steps.fill_(float(moments.steps))
+        for steps in self._steps:
+            steps.fill_(float(moments.steps))
 
     def _adamw(self, decayed: int) -> torch.optim.AdamW:
         """torch's AdamW over two ranges of the flat vectors: matrices, and the rest."""
@@ -84,10 +86,10 @@ class Inner:
             betas=(config.beta1, config.beta2),
             fused=True,
         )
-        for parameter, (start, end, _) in zip(parameters, ranges, strict=True):
+        for parameter, steps, (start, end, _) in zip(parameters, self._steps, ranges, strict=True):
             parameter.grad = self._gradient_P[start:end]
             optimizer.state[parameter] = {
-                "step": self._steps,
+                "step": steps,
                 "exp_avg": self._first_P[start:end],
                 "exp_avg_sq": self._second_P[start:end],
             }
