@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from node.blobstore import BlobStore, NoSpace, NotFetched
+from node.blobstore import BlobStore, NoSpace, NotFetched, _on_disk
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
@@ -217,3 +218,23 @@ async def test_a_cancelled_fetch_leaves_nothing(tmp_path: Path) -> None:
     await asyncio.wait([fetching])
     assert fetching.cancelled()
     assert (here.names(), here.store.used_bytes) == ([], 0)
+
+
+async def test_being_cancelled_waits_until_the_disk_has_ended() -> None:
+    """Or else the thread would write on to a file that was removed meanwhile."""
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(10)
+        ended.set()
+
+    writing = asyncio.create_task(_on_disk(work))
+    await asyncio.to_thread(begun.wait, 10)
+    writing.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    may_end.set()
+    await asyncio.wait([writing])
+    assert (writing.cancelled(), ended.is_set()) == (True, True)

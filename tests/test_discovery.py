@@ -198,17 +198,21 @@ def test_a_node_started_before_its_bootstrap_says_so_and_keeps_trying(
     assert any('what="a member of the run" from="the DHT"' in text for text in waits)
 
 
-def test_a_bootstrap_that_went_away_is_dialled_again() -> None:
+def test_a_bootstrap_that_went_away_is_dialled_again_and_then_asked_and_told_at_once() -> None:
     async def scenario() -> None:
         world = World()
         world.add_member(MEMBER)
-        searching = asyncio.create_task(world.discovery(addr_of(MEMBER)).run())
+        discovery = world.discovery(addr_of(MEMBER))
+        discovery.announce()
+        searching = asyncio.create_task(discovery.run())
         await asyncio.sleep(10)
         world.listening.clear()
         await asyncio.sleep(100)
         world.listening.add(MEMBER.peer)
         await asyncio.sleep(31)
         assert world.connected() == (MEMBER.peer,)
+        back = world.dials[-1]
+        assert (back in world.lookups, back in world.provided) == (True, True)
         searching.cancel()
 
     in_virtual_time(scenario())

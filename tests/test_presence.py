@@ -14,7 +14,7 @@ from node.presence_view import ACTIVE_PEERS, GONE_PEERS, VIEW_PEERS, PresenceVie
 from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, PeerUnavailable
-from protocol.ids import PeerId, Round, RunId
+from protocol.ids import PeerId, Round, RunId, digest_of
 from protocol.messages import Decision, Presence, PresenceEntry
 
 RUN = RunId(b"r" * 32)
@@ -116,6 +116,14 @@ def test_each_hop_lowers_the_remaining_time_by_the_time_it_was_held_and_by_1_ms(
     assert [passed.remaining_ms for passed in seen.sample(BOB.peer, NOW)] == [4_999]
     assert [passed.remaining_ms for passed in seen.sample(BOB.peer, NOW + 2)] == [2_999]
     assert seen.sample(BOB.peer, NOW + 4.9985) == ()
+
+
+def test_nobody_is_sent_its_own_entry_nor_one_that_it_is_known_to_have() -> None:
+    seen = view()
+    for signer in (ALICE, BOB):
+        seen.take(entry(signer), signer.peer, NOW)
+    assert [passed.body for passed in seen.sample(ALICE.peer, NOW)] == [entry(BOB).body]
+    assert seen.sample(ALICE.peer, NOW, known=frozenset({entry(BOB).body})) == ()
 
 
 def test_an_entry_dies_among_peers_that_pass_it_on_at_once() -> None:
@@ -307,7 +315,7 @@ async def test_an_answer_does_not_send_back_what_the_push_brought() -> None:
 async def test_changed_is_told_of_decisions_and_state_but_not_of_progress() -> None:
     _, (me, alice), clock = swarm(ME, ALICE)
     await me.service.meet(ALICE.peer)
-    decision = Decision(proposed=b"d" * 32, committed=True)  # type: ignore[arg-type]
+    decision = Decision(digest_of(b"payload"), None)
     for changes, told in (
         ({"inner_step": 9, "loss": 1.5}, 1),
         ({"decisions": (decision,)}, 2),
