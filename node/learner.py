@@ -19,8 +19,8 @@ from pathlib import Path
 
 from node import worker_wire as wire
 from node.arena import Arena
-from node.worker_life import WorkerLife, WorkerLost
-from protocol.errors import ConfigError, LocalProtocolError, ShoalError
+from node.worker_life import WorkerLife
+from protocol.errors import ConfigError, LocalProtocolError, ShoalError, WorkerLost
 from protocol.ids import Digest, Round, short
 from protocol.messages import Checkpoint
 
@@ -124,7 +124,7 @@ class Learner:
                 self._set_up.set()
             reason = await life.lost
         except WorkerLost as lost:
-            reason = lost.reason
+            reason = str(lost)
         finally:
             self._life = None
             self._set_up.clear()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node import worker_wire as wire
-from protocol.errors import ConfigError, Malformed, ShoalError
+from protocol.errors import ConfigError, Malformed, WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,6 @@ TERM_S = 1.5
 everything within three seconds."""
 MAX_SOCKET_PATH_BYTES = 107
 """Of a unix socket, unix(7)."""
-
-
-class WorkerLost(ShoalError):
-    """The worker died or hangs; another one is being started."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class WorkerLife:
@@ -165,7 +157,7 @@ class WorkerLife:
         try:
             self._send(wire.ToWorker(wire.NO_ID, command), None)
         except WorkerLost as lost:
-            log.info("not told: command=%s reason=%s", type(command).__name__, lost.reason)
+            log.info("not told: command=%s reason=%s", type(command).__name__, lost)
 
     def lose(self, reason: str) -> None:
         """The worker is of no use any more; the first reason counts."""

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import torch
+from tests.small_run import small_run
+
+from node.worker_files import Fast
+from node.worker_loop import Goal, TrainingLoop
+from node.worker_session import initial_slow
+from node.worker_wire import InnerDone
+from protocol.ids import PeerId, Round
+from trainers.inner import Moments
+
+WAIT_S = 15.0
+TOKENS_A_STEP = 4 * 8
+
+
+class Loop:
+    """A training loop, and what it has answered."""
+
+    def __init__(self, root: Path, start: Fast | None = None) -> None:
+        spec = small_run(root).spec
+        phi_P = initial_slow(spec).phi_P
+        none = Moments(torch.zeros_like(phi_P), torch.zeros_like(phi_P), 0)
+        start = start or Fast(phi_P, none, 0, 0)
+        tokens = torch.arange(200)
+        self.done: queue.Queue[InnerDone] = queue.Queue()
+        self.loop = TrainingLoop(spec, PeerId("me"), tokens, start, lambda _report: None)
+        self.loop.start()
+
+    def train(self, round: int, steps: int) -> InnerDone:
+        self.loop.run_inner(Goal(Round(round), steps, self.done.put))
+        return self.done.get(timeout=WAIT_S)
+
+
+def test_a_round_ends_after_its_steps_and_counts_them(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    assert loop.train(0, 4) == InnerDone(4, 4 * TOKENS_A_STEP)
+    assert loop.loop.take_snapshot()[1] == 4
+    assert loop.train(1, 3) == InnerDone(3, 3 * TOKENS_A_STEP)
+    assert (loop.loop.state().inner_step, loop.loop.state().step_in_round) == (7, 3)
+
+
+def test_steps_made_before_the_order_count(tmp_path: Path) -> None:
+    """The round was closed early, and is then to be finished after all."""
+    loop = Loop(tmp_path)
+    loop.train(0, 2)
+    assert loop.train(0, 4) == InnerDone(4, 4 * TOKENS_A_STEP)
+
+
+def test_closing_ends_a_round_at_the_next_boundary(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.loop.run_inner(Goal(Round(0), 1_000_000, loop.done.put))
+    loop.loop.close_inner()
+    assert loop.done.get(timeout=WAIT_S).steps < 1_000_000
+
+
+def test_closing_what_is_not_running_is_no_error(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.loop.close_inner()
+    assert loop.train(0, 1).steps == 1
+
+
+def test_the_shift_of_an_exchange_is_added_and_later_steps_stay(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.train(0, 2)
+    snapshot_P, _ = loop.loop.take_snapshot()
+    loop.train(1, 2)
+    later_P = loop.loop.state().theta_P
+    shift_P = torch.linspace(-1, 1, len(later_P))
+    found = loop.loop.shift(shift_P)
+    assert torch.equal(found.theta_P, later_P + shift_P)
+    assert not torch.equal(later_P, snapshot_P)
+    assert (found.step_in_round, found.inner_step) == (2, 4)
+
+
+def test_a_loop_that_goes_on_from_a_state_makes_the_same_steps(tmp_path: Path) -> None:
+    unbroken = Loop(tmp_path)
+    unbroken.train(0, 4)
+    middle = unbroken.loop.state()
+    unbroken.loop.take_snapshot()
+    unbroken.train(1, 4)
+    restarted = Loop(tmp_path, middle)
+    restarted.loop.take_snapshot()
+    restarted.train(1, 4)
+    assert torch.equal(restarted.loop.state().theta_P, unbroken.loop.state().theta_P)
+    assert restarted.loop.state().inner_step == 8
