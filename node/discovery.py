@@ -96,7 +96,8 @@ class Discovery:
             secret: of a private run's ticket, else empty.
             addrs: multiaddrs with /p2p/PEER, of the ticket and of the configuration.
             live: the peers of the presence view.
-            found: told a proven member, each time it was greeted; must not raise.
+            found: told a proven member, each time it was greeted, from the announcement on
+                (before it, this node cannot answer that member); must not raise.
 
         Raises:
             ConfigError: an address is none.
@@ -126,6 +127,8 @@ class Discovery:
         self._greeting: set[PeerId] = set()
         self._greeted: dict[PeerId, bytes] = {}
         """Proven members, with the boot nonce of their presence once that is known."""
+        self._unmet: dict[PeerId, None] = {}
+        """Greeted before the announcement."""
         self._avoided: dict[PeerId, tuple[int, float]] = {}
         """Failures, and until when."""
 
@@ -134,7 +137,7 @@ class Discovery:
         return await asyncio.shield(self._spec)
 
     def announce(self) -> None:
-        """This node answers `Hello` now: let the DHT name it."""
+        """This node answers `Hello` now: let the DHT name it, and meet who was found."""
         self._announced.set()
 
     def is_greeted(self, peer: PeerId) -> bool:
@@ -146,6 +149,7 @@ class Discovery:
         async with asyncio.TaskGroup() as tasks:
             for addr in self._addrs:
                 tasks.create_task(self._keep_connected(addr))
+            tasks.create_task(self._meet_the_greeted())
             tasks.create_task(self._provide())
             tasks.create_task(self._search())
             tasks.create_task(self._look())
@@ -179,7 +183,10 @@ class Discovery:
         _remember(self._greeted, peer, b"")
         if not self._spec.done():
             self._spec.set_result(signed)
-        await self._found(peer)
+        if self._announced.is_set():
+            await self._found(peer)
+        else:
+            _remember(self._unmet, peer, None)
         return True
 
     async def _keep_connected(self, addr: str) -> None:
@@ -206,6 +213,11 @@ class Discovery:
                 with self._waits.on(f"the next dial of {short(peer)}", addr, again_s):
                     await asyncio.sleep(again_s)
                 again_s = self._longer(again_s, LAST_AGAIN_S)
+
+    async def _meet_the_greeted(self) -> None:
+        await self._announced.wait()
+        for peer in tuple(self._unmet):
+            await self._found(peer)
 
     async def _provide(self) -> None:
         await self._announced.wait()

@@ -66,8 +66,8 @@ class World:
         self.listening.add(member.peer)
         self.answers[member.peer] = answer
 
-    def discovery(self, *addrs: str, secret: bytes = b"") -> Discovery:
-        return Discovery(
+    def discovery(self, *addrs: str, secret: bytes = b"", serving: bool = True) -> Discovery:
+        made = Discovery(
             run=self.spec.run,
             me=ME.peer,
             secret=secret,
@@ -81,6 +81,9 @@ class World:
             clock=now,
             rng=random.Random(1),
         )
+        if serving:
+            made.announce()
+        return made
 
     async def _find(self, peer: PeerId) -> None:
         self.found.append(peer)
@@ -161,6 +164,23 @@ def test_a_ticket_alone_leads_to_a_member_and_the_spec() -> None:
     in_virtual_time(scenario())
 
 
+def test_a_member_found_before_this_node_serves_is_handed_over_once_it_does() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        discovery = world.discovery(addr_of(MEMBER), serving=False)
+        searching = asyncio.create_task(discovery.run())
+        await discovery.spec()
+        await asyncio.sleep(1)
+        assert world.found == []
+        discovery.announce()
+        await asyncio.sleep(1)
+        assert world.found == [MEMBER.peer]
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
 def test_a_bootstrap_that_is_no_member_leads_to_the_members_in_the_dht() -> None:
     async def scenario() -> None:
         world = World()
@@ -203,7 +223,6 @@ def test_a_bootstrap_that_went_away_is_dialled_again_and_then_asked_and_told_at_
         world = World()
         world.add_member(MEMBER)
         discovery = world.discovery(addr_of(MEMBER))
-        discovery.announce()
         searching = asyncio.create_task(discovery.run())
         await asyncio.sleep(10)
         world.listening.clear()
@@ -266,7 +285,7 @@ def test_the_own_record_is_put_after_the_announcement_and_refreshed() -> None:
     async def scenario() -> None:
         world = World()
         world.add_member(MEMBER)
-        discovery = world.discovery(addr_of(MEMBER))
+        discovery = world.discovery(addr_of(MEMBER), serving=False)
         searching = asyncio.create_task(discovery.run())
         await asyncio.sleep(100)
         assert world.provided == []
@@ -281,9 +300,7 @@ def test_the_own_record_is_put_after_the_announcement_and_refreshed() -> None:
 def test_a_record_that_nobody_took_is_put_again_soon() -> None:
     async def scenario() -> None:
         world = World()
-        discovery = world.discovery()
-        discovery.announce()
-        await during(120, discovery)
+        await during(120, world.discovery())
         assert 6 <= len(world.provided) <= 12
 
     in_virtual_time(scenario())
