@@ -32,7 +32,7 @@ MAX_ROUND = 10_000_000
 MAX_TOKENS = 1 << 48
 MAX_PAYLOAD_BYTES = 1 << 33
 MAX_DECISIONS = 4
-"""A proposer keeps its last four decisions in its presence."""
+"""A peer keeps what became of its last four payloads in its presence."""
 MAX_ADDRS = 8
 MAX_ADDR_BYTES = 256
 MAX_TTL_MS = 60_000
@@ -177,13 +177,19 @@ class SignedMessage:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a proposer decided about its own payload `proposed`."""
+    """What became of a peer's own payload: it proposed it, and exchanged it for `accepted`.
+
+    None: with nobody.  One payload may be proposed to several peers, one after the other, so a
+    partner in doubt looks for its own payload here.
+    """
 
     proposed: Digest
-    committed: bool
+    accepted: Digest | None
 
     def __post_init__(self) -> None:
         check.digest("proposed", self.proposed)
+        if self.accepted is not None:
+            check.digest("accepted", self.accepted)
 
 
 STATES = ("serving", "starting", "training", "finished", "leaving")

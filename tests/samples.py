@@ -79,7 +79,7 @@ PRESENCE = Presence(
     inner_step=60,
     tokens_per_s=6000.0,
     loss=4.5,
-    decisions=(Decision(DIGEST, True),),
+    decisions=(Decision(DIGEST, digest_of(b"other")),),
 )
 ENTRY = PresenceEntry(b"body", b"s" * 64, 14_000)
 

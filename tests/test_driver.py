@@ -277,7 +277,7 @@ def test_timers_fire_at_their_time_and_past_ones_at_once() -> None:
 
 def test_what_concerns_the_operator_goes_to_the_journal() -> None:
     notes, wire = Notes(), Wire()
-    decisions = (Decision(X, True),)
+    decisions = (Decision(X, Y), Decision(Y, None))
     closed = Closed(Round(3), 40, None, False, "nobody")
     wait = Wait("a partner", None, 30.0)
     play(

@@ -170,7 +170,7 @@ def test_the_proposer_applies_with_payload_and_receipt_then_commits() -> None:
         ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
     ]
     assert alice.handle(OuterDone(Round(1)), 10.5) == [
-        Publish((Decision(payload("a"), True),)),
+        Publish((Decision(payload("a"), payload("b")),)),
         Send(BOB, Commit(BOTH)),
         Release(payload("b")),
         Release(payload("a")),
@@ -198,6 +198,7 @@ def test_the_partner_promises_and_applies_only_on_commit() -> None:
         ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
     ]
     assert alice.handle(OuterDone(Round(1)), 6.5) == [
+        Publish((Decision(payload("a"), None),)),
         Release(payload("b")),
         Release(payload("a")),
         Closed(Round(0), 400, THEIRS, False, ""),
@@ -237,6 +238,7 @@ def test_alone_when_nobody_answers_by_the_next_snapshot() -> None:
     alice = searching(ALICE, BOB)
     assert alice.handle(InnerDone(8, 400), 12.0) == [ApplyOuter(Round(1), payload("a"), None, 1.0)]
     assert alice.handle(OuterDone(Round(1)), 12.5) == [
+        Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         Closed(Round(0), 400, None, False, "not closed by the next snapshot"),
         Snapshot(Round(1)),
@@ -256,13 +258,13 @@ def test_a_late_acceptance_is_answered_with_abort() -> None:
     assert alice.handle(Received(BOB, accept()), 14.0) == [Send(BOB, Abort(payload("a")))]
 
 
-def test_the_proposer_aborts_at_the_deadline_and_publishes_it() -> None:
+def test_the_proposer_aborts_at_the_deadline_and_again_when_asked() -> None:
     alice = proposer()
     effects = alice.handle(TimerFired(ExchangeDeadline(payload("a"))), 29.0)
     assert effects == [
         Release(payload("b")),
-        Publish((Decision(payload("a"), False),)),
         Send(BOB, Abort(payload("a"))),
+        ApplyOuter(Round(1), payload("a"), None, 1.0),
     ]
     late = alice.handle(Received(BOB, Have(BOTH)), 30.0)
     assert late == [Send(BOB, Abort(payload("a")))]
@@ -274,8 +276,18 @@ def test_a_partner_in_doubt_asks_and_believes_the_presence() -> None:
         Send(BOB, Have(THEIRS)),
         SetTimer(48.0, DoubtDeadline(payload("b"))),
     ]
-    seen = DecisionsSeen(BOB, (Decision(payload("b"), True),))
+    seen = DecisionsSeen(BOB, (Decision(payload("b"), payload("a")),))
     assert alice.handle(seen, 30.0) == [ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)]
+
+
+@pytest.mark.parametrize("accepted", [payload("c"), None])
+def test_a_partner_in_doubt_is_free_when_the_proposer_exchanged_with_another_or_nobody(
+    accepted: Digest | None,
+) -> None:
+    alice = partner()
+    seen = DecisionsSeen(BOB, (Decision(payload("b"), accepted),))
+    assert alice.handle(seen, 10.0) == [Release(payload("b"))]
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 11.0) == []
 
 
 def test_a_partner_in_doubt_goes_alone_at_twice_the_deadline_and_counts_it() -> None:
@@ -302,7 +314,6 @@ def test_a_proposer_that_is_asked_again_repeats_its_commit() -> None:
 def test_a_failed_fetch_frees_both() -> None:
     assert proposer().handle(FetchFailed(payload("b"), "gone"), 10.0) == [
         Release(payload("b")),
-        Publish((Decision(payload("a"), False),)),
         Send(BOB, Abort(payload("a"))),
     ]
     alice = machine(ALICE, BOB)
@@ -322,19 +333,59 @@ def test_a_payload_that_the_worker_refuses_is_blamed_and_costs_nothing() -> None
     assert alice.handle(OuterRefused("not finite"), 10.5) == [
         Blame(BOB, "not finite"),
         Release(payload("b")),
-        Publish((Decision(payload("a"), False),)),
         Send(BOB, Abort(payload("a"))),
         ApplyOuter(Round(1), payload("a"), None, 1.0),
     ]
 
 
-def test_blames_a_payload_of_another_size_and_a_receipt_of_another_exchange() -> None:
+def test_blames_a_payload_of_another_size() -> None:
     alice = searching(ALICE, BOB)
     effects = alice.handle(Received(BOB, accept(size=99)), 9.0)
     assert effects[0] == Blame(BOB, "a payload of 99 bytes, not ours")
+
+
+def test_a_receipt_for_another_payload_ends_the_exchange() -> None:
+    """An honest partner whose worker died may have accepted a doubled proposal anew."""
     other = exchange(ALICE, BOB, "ac")
     assert proposer().handle(Received(BOB, Have(other)), 10.0) == [
-        Blame(BOB, "a receipt of another exchange")
+        Release(payload("b")),
+        Send(BOB, Abort(payload("a"))),
+    ]
+
+
+def test_a_receipt_stands_for_an_acceptance_that_was_lost() -> None:
+    effects = searching(ALICE, BOB).handle(Received(BOB, Have(BOTH)), 10.0)
+    assert effects[0] == Fetch(payload("b"), 100, BOB)
+
+
+def test_a_receipt_of_a_peer_that_it_no_longer_waits_for_is_answered_with_abort() -> None:
+    alice = searching(ALICE, BOB)
+    alice.handle(TimerFired(ProposalDeadline(payload("a"), BOB)), 13.0)
+    assert alice.handle(Received(BOB, Have(BOTH)), 14.0) == [Send(BOB, Abort(payload("a")))]
+    alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
+    alice.handle(OuterDone(Round(1)), 28.5)
+    assert alice.handle(Received(BOB, Have(BOTH)), 30.0) == [Send(BOB, Abort(payload("a")))]
+
+
+def test_who_has_promised_keeps_to_it_whatever_became_of_its_acceptance() -> None:
+    alice = partner()
+    lost = Accept(payload("b"), Round(0), payload("a"), 100, 400)
+    assert alice.handle(SendFailed(BOB, lost), 10.0) == []
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 11.0) == [
+        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
+    ]
+
+
+def test_a_pair_that_fails_after_the_search_deadline_is_the_last() -> None:
+    alice = machine(ALICE, BOB, CAROL)
+    alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(Received(BOB, propose("b")), 8.0)
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == []
+    assert alice.handle(FetchFailed(payload("b"), "gone"), 29.0) == [
+        Release(payload("b")),
+        Send(BOB, Refuse(payload("b"), "failed", 0.0)),
+        ApplyOuter(Round(1), payload("a"), None, 1.0),
     ]
 
 
@@ -374,6 +425,7 @@ def test_the_last_round_ends_without_more_training() -> None:
     alice = searching(ALICE, rounds=1)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
     assert alice.handle(OuterDone(Round(1)), 28.5) == [
+        Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         Closed(Round(0), 400, None, False, "no partner by the deadline"),
         Finished(Round(1)),
@@ -387,8 +439,8 @@ def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:
     alice = proposer()
     assert alice.handle(InnerFailed("killed"), 10.0) == [
         Release(payload("b")),
-        Publish((Decision(payload("a"), False),)),
         Send(BOB, Abort(payload("a"))),
+        Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
     ]
     assert alice.handle(Resumed(Round(0)), 15.0) == [RunInner(Round(0), 8)]
@@ -412,6 +464,8 @@ def test_a_new_worker_starts_without_the_pair_of_the_old_one() -> None:
     alice = partner()
     assert alice.handle(Resumed(Round(0)), 10.0) == [
         Release(payload("b")),
+        Send(BOB, Refuse(payload("b"), "failed", 0.0)),
+        Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         RunInner(Round(0), 8),
     ]

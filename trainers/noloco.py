@@ -105,7 +105,7 @@ class Noloco:
         pairing = self._pairing
         match event:
             case MembersChanged(members):
-                pairing.members = members
+                pairing.candidates.members = members
                 pairing.advance(now)
             case Received(sender, message):
                 self._on_message(sender, message, now)
@@ -217,7 +217,7 @@ class Noloco:
                 self._out.append(Send(sender, Refuse(message.digest, "finished", 0.0)))
                 return
             if self._pairing.mine is None and not self._ready_soon(message, now):
-                self._pairing.remember(sender)
+                self._pairing.candidates.remember(sender)
                 self._out.append(Send(sender, Refuse(message.digest, "later", self._eta_s(now))))
                 return
         self._pairing.on_message(sender, message, now)

@@ -51,10 +51,7 @@ from trainers.machine import (
     Timer,
     Wait,
 )
-from trainers.pairs import Alone, Decisions, Held, Pair, Payload, edge_key, exchange_between
-
-MAX_HELD = 64
-"""Proposals kept while this peer is not free: as many as peers in the presence view."""
+from trainers.pairs import Alone, Candidates, Decisions, Pair, Payload, exchange_between
 
 
 class Pairing:
@@ -64,18 +61,15 @@ class Pairing:
         self, me: PeerId, run: RunId, config: NolocoConfig, max_tokens: int, out: list[Effect]
     ) -> None:
         self._me = me
-        self._run = run
         self._config = config
         self._max_tokens = max_tokens
         self._out = out
-        self.members: tuple[PeerId, ...] = ()
+        self.candidates = Candidates(me, run)
         self.mine: Payload | None = None
         self.result: Alone | Pair | None = None
         """Alone, or a pair that agreed; None while open."""
-        self.held: dict[PeerId, Held] = {}
-        self._asked: set[PeerId] = set()
-        """Who proposed while we trained: open then, so asked first once we are."""
-        self._tried: set[PeerId] = set()
+        self._until = 0.0
+        """No partner is sought after this."""
         self._proposed_to: PeerId | None = None
         self._pair: Pair | None = None
         self._decisions = Decisions()
@@ -84,11 +78,10 @@ class Pairing:
 
     def open(self, mine: Payload, now: float) -> None:
         """Look for a partner for this payload."""
-        self.mine, self.result = mine, None
-        self._tried, self._proposed_to, self._pair = set(), None, None
-        until = now + self._config.exchange_deadline_s
-        self._out.append(SetTimer(until, SearchDeadline(mine.digest)))
-        self._out.append(Wait("a partner", None, until))
+        self.mine = mine
+        self._until = now + self._config.exchange_deadline_s
+        self._out.append(SetTimer(self._until, SearchDeadline(mine.digest)))
+        self._out.append(Wait("a partner", None, self._until))
         self.advance(now)
 
     def shut(self, reason: str) -> bool:
@@ -106,15 +99,14 @@ class Pairing:
 
     def applied(self) -> None:
         """The outer step of `result` is taken: tell the partner, free the payloads."""
-        assert self.mine is not None
-        if isinstance(self.result, Pair):
-            if self.result.i_decide:
-                self._decide(self.mine.digest, self.result.exchange)
-                self._send(self.result.peer, Commit(self.result.exchange))
-            self._out.append(Release(self.result.theirs))
-        self._out.append(Release(self.mine.digest))
-        self.mine = self.result = self._pair = self._proposed_to = None
-        self._asked.clear()
+        pair = self.result if isinstance(self.result, Pair) else None
+        decided = pair.exchange if pair and pair.i_decide else None
+        self._decide(decided)
+        if pair and decided:
+            self._send(pair.peer, Commit(decided))
+        if pair:
+            self._out.append(Release(pair.theirs))
+        self._end()
 
     def refused(self, reason: str) -> None:
         """The partner's payload was refused by the worker: its fault; go on alone."""
@@ -125,31 +117,26 @@ class Pairing:
 
     def drop(self) -> None:
         """The worker died, and our payload with it."""
-        if self.mine and not self.shut("the worker died"):
-            assert self._pair is not None
-            self._out.append(Release(self._pair.theirs))
-        elif isinstance(self.result, Pair):
-            self._give_up(self.result)
+        if self._pair:
+            self._give_up(self._pair)
         if self.mine:
-            self._out.append(Release(self.mine.digest))
+            self._decide(None)
+            self._end()
+
+    def _decide(self, exchange: Exchange | None) -> None:
+        assert self.mine is not None
+        self._out.append(Publish(self._decisions.add(self.mine.digest, exchange)))
+
+    def _end(self) -> None:
+        assert self.mine is not None
+        self._out.append(Release(self.mine.digest))
         self.mine = self.result = self._pair = self._proposed_to = None
+        self.candidates.start_anew()
 
     def refuse_held(self, reason: str, up_to: Round) -> None:
         """Answer the kept proposals of rounds until `up_to`: nothing will come of them."""
-        for peer, held in sorted(self.held.items()):
-            if held.propose.round <= up_to:
-                self._send(peer, Refuse(held.propose.digest, reason, 0.0))
-                del self.held[peer]
-
-    def remember(self, peer: PeerId) -> None:
-        """It looks for a partner now: try it first when we do."""
-        if len(self._asked) < MAX_HELD:
-            self._asked.add(peer)
-
-    def hold(self, peer: PeerId, propose: Propose, now: float) -> None:
-        """Keep a proposal until we can answer it."""
-        if peer in self.held or len(self.held) < MAX_HELD:
-            self.held[peer] = Held(propose, now + propose.wait_s)
+        for peer, propose in self.candidates.take_held(up_to):
+            self._send(peer, Refuse(propose.digest, reason, 0.0))
 
     # --- what the world tells -------------------------------------------------------------
 
@@ -163,35 +150,40 @@ class Pairing:
             case Refuse(proposed):
                 self._on_refuse(sender, proposed, now)
             case Have(exchange):
-                self._on_have(sender, exchange)
+                self._on_have(sender, exchange, now)
             case Commit(exchange):
-                self._on_commit(sender, exchange, now)
+                self._on_decision(sender, exchange.proposer_digest, exchange.partner_digest, now)
             case Abort(proposed):
-                self._on_decision(sender, proposed, False, now)
+                self._on_decision(sender, proposed, None, now)
 
     def on_decisions(self, proposer: PeerId, decisions: tuple[Decision, ...], now: float) -> None:
         """Read a proposer's presence, which answers a doubt as well as a message does."""
         for decision in decisions:
-            self._on_decision(proposer, decision.proposed, decision.committed, now)
+            self._on_decision(proposer, decision.proposed, decision.accepted, now)
 
     def on_send_failed(self, to: PeerId, message: Message, now: float) -> None:
-        """An unsent proposal counts as refused; an unsent acceptance ends the exchange."""
+        """An unsent proposal counts as refused; an unsent acceptance ends the exchange.
+
+        It may have arrived all the same, so whoever has promised keeps to it.
+        """
         match message:
             case Propose(digest=digest):
                 self._on_refuse(to, digest, now)
             case Accept(proposed=proposed):
-                self._on_decision(to, proposed, False, now)
+                pair = self._open_pair(proposed)
+                if pair and pair.peer == to and not pair.i_decide and not pair.have:
+                    self._fail(pair, now)
             case _:
                 pass  # doubt and deadlines cover the rest
 
     def on_fetched(self, digest: Digest, ok: bool, now: float) -> None:
         """The partner's payload is here, or cannot be had."""
         pair = self._pair
-        if pair is None or pair.theirs != digest or pair.fetched:
-            self._out.extend([Release(digest)] if ok and not self._in_use(digest) else [])
+        if pair is None or pair.theirs != digest:
+            self._out.extend([Release(digest)] if ok else [])
         elif not ok:
             self._fail(pair, now)
-        else:
+        elif not pair.fetched:
             self._pair = replace(pair, fetched=True, have=pair.have or not pair.i_decide)
             if not pair.i_decide:
                 self._send(pair.peer, Have(pair.exchange))
@@ -205,7 +197,7 @@ class Pairing:
                 if self.mine and self.mine.digest == proposed and self._proposed_to == to:
                     self._next(to, now)
             case SearchDeadline(proposed):
-                if self._searching(proposed):
+                if self.mine and self.mine.digest == proposed and self._pair is None:
                     self.shut("no partner by the deadline")
             case ExchangeDeadline(proposed):
                 self._on_exchange_deadline(proposed, now)
@@ -223,14 +215,14 @@ class Pairing:
         mine = self.mine
         if mine is None or self.result or self._pair or self._proposed_to:
             return
-        self.held = {peer: held for peer, held in self.held.items() if held.until > now}
-        members = set(self.members) - self._tried
-        candidates = set(self.held) or (members & self._asked) or members
-        if not candidates:
+        if now >= self._until:
+            self.shut("no partner by the deadline")
             return
-        best = min(candidates, key=lambda p: edge_key(self._run, mine.round, 0, self._me, p))
-        if best in self.held:
-            self._accept(best, self.held.pop(best).propose, now)
+        best, kept = self.candidates.best(mine.round, now)
+        if best is None:
+            return
+        if kept:
+            self._accept(best, kept, now)
             return
         self._proposed_to = best
         wait_s = self._config.proposal_deadline_s
@@ -248,7 +240,7 @@ class Pairing:
                 self._proposed_to = None
                 self._accept(sender, propose, now)
         else:
-            self.hold(sender, propose, now)
+            self.candidates.hold(sender, propose, now)
             self.advance(now)
 
     def _accept(self, proposer: PeerId, propose: Propose, now: float) -> None:
@@ -263,8 +255,7 @@ class Pairing:
             proposer,
             Accept(propose.digest, mine.round, mine.digest, mine.size_bytes, mine.tokens),
         )
-        theirs = Payload(propose.round, propose.digest, propose.size_bytes, propose.tokens)
-        exchange = exchange_between(proposer, theirs, self._me, mine, self._max_tokens)
+        exchange = exchange_between(proposer, propose, self._me, mine, self._max_tokens)
         self._begin(proposer, exchange, propose.digest, now)
 
     def _on_accept(self, sender: PeerId, accept: Accept, now: float) -> None:
@@ -278,19 +269,18 @@ class Pairing:
             self._send(sender, Abort(mine.digest))
             self._next(sender, now)
             return
-        theirs = Payload(accept.round, accept.digest, accept.size_bytes, accept.tokens)
-        exchange = exchange_between(self._me, mine, sender, theirs, self._max_tokens)
+        exchange = exchange_between(self._me, mine, sender, accept, self._max_tokens)
         self._begin(sender, exchange, accept.digest, now)
 
     def _on_refuse(self, sender: PeerId, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
         if self.mine and self.mine.digest == proposed and self._proposed_to == sender:
             self._next(sender, now)
-        elif pair and pair.i_decide and pair.peer == sender and not pair.have:
+        elif pair and pair.i_decide and pair.peer == sender:
             self._fail(pair, now)
 
     def _next(self, tried: PeerId, now: float) -> None:
-        self._tried.add(tried)
+        self.candidates.tried.add(tried)
         self._proposed_to = None
         self.advance(now)
 
@@ -301,21 +291,25 @@ class Pairing:
         mine = exchange.proposer == self._me
         self._proposed_to = None
         self._pair = Pair(peer, exchange, mine, theirs, until)
-        self.held.pop(peer, None)
+        self.candidates.held.pop(peer, None)
         assert self.mine is not None
         self.refuse_held("taken", self.mine.round)
         self._out.append(Fetch(theirs, self.mine.size_bytes, peer))
         self._out.append(SetTimer(until, ExchangeDeadline(exchange.proposer_digest)))
         self._out.append(Wait("payload and receipt" if mine else "payload", peer, until))
 
-    def _on_have(self, sender: PeerId, exchange: Exchange) -> None:
-        pair = self._open_pair(exchange.proposer_digest)
-        if pair and pair.i_decide and pair.peer == sender:
-            if pair.exchange != exchange:
-                self._out.append(Blame(sender, "a receipt of another exchange"))
-                return
+    def _on_have(self, sender: PeerId, exchange: Exchange, now: float) -> None:
+        proposed, mine = exchange.proposer_digest, self.mine
+        if mine and mine.digest == proposed and self._proposed_to == sender:  # its Accept was lost
+            self._on_accept(sender, _acceptance(exchange, mine.size_bytes), now)
+        pair = self._pair
+        if pair and pair.i_decide and pair.exchange == exchange:
             self._pair = replace(pair, have=True)
             self._agree()
+        elif pair and pair.i_decide and pair.peer == sender and not self.result:
+            self._fail(pair, now)  # it gave up the payload that it had accepted with
+        elif mine and mine.digest == proposed:
+            self._send(sender, Abort(proposed))
         elif answer := self._decisions.answer(exchange):
             self._send(sender, answer)
 
@@ -324,23 +318,18 @@ class Pairing:
         if pair and pair.i_decide and pair.fetched and pair.have:
             self.result = self._pair = replace(pair, agreed=True)
 
-    def _on_commit(self, sender: PeerId, exchange: Exchange, now: float) -> None:
-        pair = self._open_pair(exchange.proposer_digest)
-        if pair and pair.peer == sender and pair.exchange != exchange:
-            self._out.append(Blame(sender, "a receipt of another exchange"))
-            return
-        self._on_decision(sender, exchange.proposer_digest, True, now)
-
-    def _on_decision(self, sender: PeerId, proposed: Digest, committed: bool, now: float) -> None:
+    def _on_decision(
+        self, sender: PeerId, proposed: Digest, accepted: Digest | None, now: float
+    ) -> None:
         pair = self._open_pair(proposed)
         if pair is None or pair.i_decide or pair.peer != sender:
             return
-        if committed and pair.have:
-            self.result = self._pair = replace(pair, agreed=True)
-        elif not committed:
+        if accepted != pair.exchange.partner_digest:
             self._out.append(Release(pair.theirs))
             self._pair = None
             self._next(sender, now)
+        elif pair.have:
+            self.result = self._pair = replace(pair, agreed=True)
 
     def _on_exchange_deadline(self, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
@@ -363,14 +352,8 @@ class Pairing:
         """Tell the other side: our decision if we decide, else that we withdraw."""
         self._pair = None
         self._out.append(Release(pair.theirs))
-        if pair.i_decide:
-            self._decide(pair.exchange.proposer_digest, None)
-            self._send(pair.peer, Abort(pair.exchange.proposer_digest))
-        elif not pair.have:
-            self._send(pair.peer, Refuse(pair.exchange.proposer_digest, "failed", 0.0))
-
-    def _decide(self, proposed: Digest, exchange: Exchange | None) -> None:
-        self._out.append(Publish(self._decisions.add(proposed, exchange)))
+        proposed = pair.exchange.proposer_digest
+        self._send(pair.peer, Abort(proposed) if pair.i_decide else Refuse(proposed, "failed", 0.0))
 
     # --- small questions ------------------------------------------------------------------
 
@@ -380,12 +363,11 @@ class Pairing:
         same = pair and pair.exchange.proposer_digest == proposed and self.result is None
         return pair if same else None
 
-    def _searching(self, proposed: Digest) -> bool:
-        open = self.mine and self.mine.digest == proposed and self.result is None
-        return bool(open) and self._pair is None
-
-    def _in_use(self, digest: Digest) -> bool:
-        return self._pair is not None and self._pair.theirs == digest
-
     def _send(self, to: PeerId, message: Message) -> None:
         self._out.append(Send(to, message))
+
+
+def _acceptance(exchange: Exchange, size_bytes: int) -> Accept:
+    """What the partner said before it sent its receipt of this exchange."""
+    theirs, tokens = exchange.partner_digest, exchange.partner_tokens
+    return Accept(exchange.proposer_digest, exchange.round, theirs, size_bytes, tokens)

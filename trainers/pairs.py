@@ -13,8 +13,12 @@ import hashlib
 from dataclasses import dataclass
 
 from protocol.ids import DIGEST_BYTES, Digest, PeerId, Round, RunId
-from protocol.messages import MAX_DECISIONS, Abort, Commit, Decision, Exchange, Propose
+from protocol.messages import MAX_DECISIONS, Abort, Accept, Commit, Decision, Exchange, Propose
 
+MAX_HELD = 64
+"""Proposals kept while this peer is not free: as many as peers in the presence view."""
+REMEMBERED = 64
+"""Own payloads whose end is known: a partner asks within twice the deadline of an exchange."""
 LEAST_WEIGHT = 0.25
 """A pair's weight stays within [1/4, 3/4], whatever tokens the partner claims."""
 
@@ -42,7 +46,11 @@ class Payload:
 
 
 def exchange_between(
-    proposer: PeerId, proposed: Payload, partner: PeerId, accepted: Payload, max_tokens: int
+    proposer: PeerId,
+    proposed: Payload | Propose,
+    partner: PeerId,
+    accepted: Payload | Accept,
+    max_tokens: int,
 ) -> Exchange:
     """The facts that both sides sign; claims of tokens count up to `max_tokens`."""
     return Exchange(
@@ -90,22 +98,70 @@ class Held:
     until: float
 
 
+class Candidates:
+    """Whom to pair with next; a pair is sought for one payload after the other."""
+
+    def __init__(self, me: PeerId, run: RunId) -> None:
+        self._me = me
+        self._run = run
+        self.members: tuple[PeerId, ...] = ()
+        self.held: dict[PeerId, Held] = {}
+        """Proposals to us that are not answered."""
+        self.tried: set[PeerId] = set()
+        """Not to be proposed to again with this payload."""
+        self._asked: set[PeerId] = set()
+        """Who proposed while we trained: open then, so tried first once we are."""
+
+    def start_anew(self) -> None:
+        """The payload's search is over."""
+        self.tried.clear()
+        self._asked.clear()
+
+    def hold(self, peer: PeerId, propose: Propose, now: float) -> None:
+        """Keep a proposal until we can answer it."""
+        if peer in self.held or len(self.held) < MAX_HELD:
+            self.held[peer] = Held(propose, now + propose.wait_s)
+
+    def remember(self, peer: PeerId) -> None:
+        """It looks for a partner now: try it first when we do."""
+        if len(self._asked) < MAX_HELD:
+            self._asked.add(peer)
+
+    def best(self, round: Round, now: float) -> tuple[PeerId | None, Propose | None]:
+        """Whom to accept, with the proposal that was kept, or to propose to; None: nobody."""
+        self.held = {peer: held for peer, held in self.held.items() if held.until > now}
+        untried = set(self.members) - self.tried
+        candidates = set(self.held) or (untried & self._asked) or untried
+        if not candidates:
+            return None, None
+        best = min(candidates, key=lambda peer: edge_key(self._run, round, 0, self._me, peer))
+        held = self.held.pop(best, None)
+        return best, held.propose if held else None
+
+    def take_held(self, up_to: Round) -> list[tuple[PeerId, Propose]]:
+        """The kept proposals of rounds until `up_to`; they are kept no more."""
+        taken = {p: held for p, held in self.held.items() if held.propose.round <= up_to}
+        self.held = {peer: held for peer, held in self.held.items() if peer not in taken}
+        return [(peer, held.propose) for peer, held in sorted(taken.items())]
+
+
 class Decisions:
-    """What this peer decided as a proposer, the last few: the answer to a doubt."""
+    """What became of this peer's own payloads: the answer to a partner in doubt."""
 
     def __init__(self) -> None:
-        self._exchanges: dict[Digest, Exchange | None] = {}
+        self._ends: dict[Digest, Exchange | None] = {}
 
-    def add(self, proposed: Digest, exchange: Exchange | None) -> tuple[Decision, ...]:
-        """Note a commit, or an abort (None); the decisions to publish."""
-        self._exchanges[proposed] = exchange
-        for old in list(self._exchanges)[:-MAX_DECISIONS]:
-            del self._exchanges[old]
-        return tuple(Decision(digest, e is not None) for digest, e in self._exchanges.items())
+    def add(self, mine: Digest, exchange: Exchange | None) -> tuple[Decision, ...]:
+        """Our payload was exchanged as proposed, or not; the decisions to publish."""
+        self._ends[mine] = exchange
+        for old in list(self._ends)[:-REMEMBERED]:
+            del self._ends[old]
+        newest = list(self._ends.items())[-MAX_DECISIONS:]
+        return tuple(Decision(d, e.partner_digest if e else None) for d, e in newest)
 
     def answer(self, asked: Exchange) -> Commit | Abort | None:
         """What was decided about the exchange that a partner asks about; None: forgotten."""
-        if asked.proposer_digest not in self._exchanges:
+        if asked.proposer_digest not in self._ends:
             return None
-        decided = self._exchanges[asked.proposer_digest]
+        decided = self._ends[asked.proposer_digest]
         return Commit(asked) if decided == asked else Abort(asked.proposer_digest)
