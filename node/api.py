@@ -90,6 +90,8 @@ class Status(TypedDict):
     closed_form: Traffic
     parameters: int
     members: int
+    records: str
+    """Hash of all records, hex: equal at two nodes that know the same; empty: no run yet."""
     snapshot: str | None
     """Path of the newest snapshot file."""
     spec: str | None

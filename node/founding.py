@@ -11,6 +11,7 @@ import logging
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
 from node import corpus
 from node.blobstore import BlobStore
@@ -21,7 +22,7 @@ from protocol import hello, ticket
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, Malformed
 from protocol.ids import RunId
-from protocol.spec import DataConfig, RunSpec, SignedSpec, sign_spec
+from protocol.spec import MAX_CORPUS_BYTES, DataConfig, RunSpec, SignedSpec, sign_spec
 from protocol.ticket import SECRET_BYTES, Ticket
 from trainers.tokenizer import train_tokenizer
 
@@ -147,11 +148,13 @@ def _read_spec(directory: DataDir, run: RunId) -> SignedSpec | None:
     return signed
 
 
-def _texts(draft: RunDraft, cache_dir: Path) -> corpus.Texts:
+def _texts(draft: RunDraft, cache: Path) -> corpus.Corpus:
     match draft.data:
         case NamedCorpus(name):
-            return corpus.named(name, cache_dir)
+            return corpus.load(name, cache, max_bytes=MAX_CORPUS_BYTES)
         case TextCorpus(path):
-            return corpus.from_path(path)
+            return corpus.load(f"text:{path}", cache, max_bytes=MAX_CORPUS_BYTES)
         case OwnData(validation):
-            return corpus.yardstick_only(validation)
+            return corpus.load(f"text:{validation}", cache)
+        case _:
+            assert_never(draft.data)

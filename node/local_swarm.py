@@ -81,11 +81,17 @@ class LocalSwarm:
             await child.client.__aexit__()
         await self.end()
 
-    async def start(self, name: str, *command: str) -> Child:
-        """Start the node `name` with `shoal COMMAND` on loopback, any port, its own directory."""
+    async def start(
+        self, name: str, *command: str, listen: str = LOOPBACK, prefix: Sequence[str] = ()
+    ) -> Child:
+        """Start the node `name` with `shoal COMMAND` in a directory of its own.
+
+        Args:
+            prefix: a command that runs it, such as one that enters another network namespace.
+        """
         directory, log = self._root / name, self._root / f"{name}.log"
-        options = ("--data-dir", str(directory), "--listen", LOOPBACK, "--name", name)
-        process = await _spawn(("-m", "node.cli", *command, *options), log)
+        options = ("--data-dir", str(directory), "--listen", listen, "--name", name)
+        process = await _spawn(("-m", "node.cli", *command, *options), log, prefix=prefix)
         client = await ApiClient(directory / "api.sock").__aenter__()
         child = Child(name=name, directory=directory, log=log, process=process, client=client)
         self.children.append(child)
@@ -154,11 +160,16 @@ class LocalSwarm:
 
 
 async def _spawn(
-    arguments: Sequence[str], log: Path, stdout: int | None = None
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    stdout: int | None = None,
+    prefix: Sequence[str] = (),
 ) -> asyncio.subprocess.Process:
     """Start Python in a group of its own; what it prints goes into `log`."""
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
+            *prefix,
             sys.executable,
             *arguments,
             cwd=ROOT,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crdt.author import Author
+from crdt.author import MAX_JUMP, Author
 from crdt.membership import candidates, standings
 from crdt.replica import Replica
 from crdt.schema import Content
@@ -156,7 +156,7 @@ class Member:
             signer=world.signer,
             run=self.held.run,
             client_id=secrets.randbits(32),
-            first_epoch=1 + secrets.randbits(16),
+            jump=1 + secrets.randbelow(MAX_JUMP),
         )
         return Records(
             author=author,

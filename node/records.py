@@ -29,7 +29,7 @@ from crdt.schema import Content, NoView, View
 from node.ports import Rpc
 from node.record_files import RecordFiles
 from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
-from protocol.ids import PeerId, short
+from protocol.ids import Digest, PeerId, short
 from protocol.rpc import RECORDS, RecordCall
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,10 @@ class Records:
         """What every author says, or why there is nothing to read; sorted."""
         return self._replica.views()
 
+    def root(self) -> Digest:
+        """One hash over all records: equal at two peers that hold the same."""
+        return self._replica.root()
+
     def write(self, change: Change) -> None:
         """Change our own record, at most once a round; published in the background.
 
@@ -159,9 +163,11 @@ class Records:
                 tasks.create_task(self._push(tasks), name="records: push")
                 tasks.create_task(self._compare(), name="records: compare")
         finally:
-            last = [self._replica.record(author) for author in sorted(self._unsaved)]
-            self._disk.submit(self._save, last, False)
-            self._disk.shutdown(wait=True)
+            self._disk.shutdown(wait=True)  # what is being written comes before the last
+            try:
+                self._save([self._replica.record(other) for other in sorted(self._unsaved)], False)
+            except OSError as error:
+                log.warning("records of others not saved: %s; they will be fetched again", error)
 
     # --- our own record -----------------------------------------------------------------
 
@@ -210,13 +216,14 @@ class Records:
                 "give it a key of its own",
                 short(self._me),
             )
-        entry = self._author.next(record, content)
+        is_lost = record != self._on_disk  # peers have more of it than we remember
+        entry = self._author.next(record, content, is_lost=is_lost)
         aim = record.merged(entry) if entry else record
         if aim != self._on_disk:
             if not await self._saved([aim], durable=True):
                 return False
             self._on_disk = aim
-        if self._replica.record(self._me) is not record:
+        if self._replica.record(self._me) != record:
             self._due.set()  # peers had more of our record: this entry is never shown
         elif entry:
             self._replica.merge(entry)

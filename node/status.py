@@ -71,6 +71,7 @@ def status_of(
         closed_form={"up": closed_form(spec, rounds.made), "down": closed_form(spec, rounds.made)},
         parameters=num_parameters(spec.model) if spec else 0,
         members=1 + len(member.presence.live()) if member else 0,
+        records=member.records.root().hex() if member and member.records else "",
         snapshot=str(snapshots[0]) if snapshots else None,
         spec=str(directory.spec) if directory.spec.exists() else None,
         blobs=blobs(directory, spec),

@@ -46,6 +46,7 @@ def status(**changes: object) -> Status:
             "down": {"payload": 9_000_000},
         },
         "parameters": 1_000_000,
+        "records": "",
         "members": 4,
         "snapshot": "/data/snapshot",
         "spec": "/data/spec",

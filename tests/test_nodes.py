@@ -1,0 +1,239 @@
+"""Real node processes over real libp2p on loopback: what happens to a swarm in the world."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from node.api import Status
+from node.local_swarm import Child, LocalSwarm
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(150)]
+
+RUN = """
+name = "small"
+data = "text:corpus.txt"
+rounds = {rounds}
+seed = 7
+min_members = {members}
+start_deadline_s = 60
+
+[model]
+layers = 1
+heads = 2
+width = 32
+context = 32
+vocab = 300
+
+[inner]
+batch = {batch}
+
+[trainer]
+kind = "noloco"
+inner_steps = 10
+proposal_deadline_s = 2
+exchange_deadline_s = 4
+"""
+POLL_S = 0.1
+"""The processes under test live in real time; their state is asked, never assumed."""
+
+
+@asynccontextmanager
+async def swarm_of(
+    root: Path, nodes: int, *, rounds: int, batch: int = 4
+) -> AsyncIterator[LocalSwarm]:
+    """`nodes` nodes in one run, the first one its creator; all are gone afterwards."""
+    (root / "corpus.txt").write_text("To be, or not to be, that is the question. " * 4000)
+    run_file = root / "run.toml"
+    run_file.write_text(RUN.format(rounds=rounds, members=nodes, batch=batch))
+    async with LocalSwarm(root) as swarm:
+        creator = await swarm.start("node1", "run", "create", str(run_file))
+        ticket = await ticket_of(swarm, creator)
+        for number in range(2, nodes + 1):
+            await swarm.start(f"node{number}", "join", ticket)
+        yield swarm
+
+
+async def until(swarm: LocalSwarm, reached: Callable[[], bool]) -> None:
+    """Poll every node until `reached`; the test's timeout is the deadline."""
+    while True:
+        await swarm.poll()
+        swarm.check()
+        if reached():
+            return
+        await asyncio.sleep(POLL_S)
+
+
+async def ticket_of(swarm: LocalSwarm, creator: Child) -> str:
+    await until(swarm, lambda: bool(creator.status and creator.status["ticket"]))
+    return said(creator)["ticket"]
+
+
+def said(child: Child) -> Status:
+    assert child.status is not None, child.name
+    return child.status
+
+
+def have_finished(*children: Child) -> bool:
+    return all(child.status and child.status["state"] == "finished" for child in children)
+
+
+async def test_four_nodes_find_each_other_by_one_ticket_and_train_to_the_end(
+    tmp_path: Path,
+) -> None:
+    async with swarm_of(tmp_path, 4, rounds=6) as swarm:
+        await until(swarm, lambda: have_finished(*swarm.children))
+        statuses = [said(child) for child in swarm.children]
+    assert [status["round"] for status in statuses] == [6] * 4
+    assert [status["members"] for status in statuses] == [4] * 4
+    assert sum(status["exchanges"]["half"] for status in statuses) == 0
+    made = [status["exchanges"]["made"] for status in statuses]
+    assert min(made) >= 1
+    assert sum(made) % 2 == 0  # an exchange counts at both its peers
+    for status in statuses:
+        counted = status["bytes"]["up"]["payload"]
+        assert counted == pytest.approx(status["closed_form"]["up"]["payload"], rel=0.03)
+
+
+async def test_the_others_finish_when_one_is_killed(tmp_path: Path) -> None:
+    async with swarm_of(tmp_path, 4, rounds=30, batch=8) as swarm:
+        victim, *others = swarm.children[1], swarm.children[0], *swarm.children[2:]
+        await until(swarm, lambda: bool(victim.status and victim.status["round"] >= 3))
+        swarm.kill(victim)
+        await until(swarm, lambda: have_finished(*others))
+        assert [said(child)["round"] for child in others] == [30] * 3
+
+
+async def test_a_node_that_was_stopped_for_a_while_comes_back_and_finishes(
+    tmp_path: Path,
+) -> None:
+    async with swarm_of(tmp_path, 3, rounds=60, batch=8) as swarm:
+        frozen, *others = swarm.children[2], *swarm.children[:2]
+        await until(swarm, lambda: bool(frozen.status and frozen.status["round"] >= 3))
+        os.killpg(frozen.process.pid, signal.SIGSTOP)
+        before = max(said(child)["round"] for child in others)
+        await until_of(swarm, others, lambda: min(said(c)["round"] for c in others) > before + 5)
+        os.killpg(frozen.process.pid, signal.SIGCONT)
+        await until(swarm, lambda: have_finished(*swarm.children))
+        assert said(frozen)["round"] == 60
+
+
+async def until_of(swarm: LocalSwarm, children: list[Child], reached: Callable[[], bool]) -> None:
+    """As `until`, but asks only `children`: a stopped process answers nobody."""
+    while not reached():
+        for child in children:
+            child.status = await child.client.status()
+        await asyncio.sleep(POLL_S)
+
+
+async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
+    tmp_path: Path,
+) -> None:
+    async with swarm_of(tmp_path, 2, rounds=80, batch=8) as swarm:
+        first = swarm.children[0]
+        await until(swarm, lambda: bool(first.status and first.status["round"] >= 5))
+        late = await swarm.start("late", "join", said(first)["ticket"])
+        seen: list[int] = []
+
+        def late_trains() -> bool:
+            if late.status and late.status["state"] == "training":
+                seen.append(late.status["round"])
+            return bool(seen)
+
+        await until(swarm, late_trains)
+        await until(swarm, lambda: have_finished(*swarm.children))
+    assert seen[0] >= 5
+
+
+async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) -> None:
+    async with swarm_of(tmp_path, 2, rounds=60, batch=8) as swarm:
+        first, second = swarm.children
+        await until(swarm, lambda: bool(second.status and second.status["round"] >= 5))
+        before = said(second)["round"]
+        swarm.kill(second)
+        await second.process.wait()
+        again = await swarm.start("node2", "up")
+        await until(swarm, lambda: have_finished(first, again))
+        log = (tmp_path / "node2.log").read_text()
+        assert said(again)["peer"] == said(second)["peer"]
+        assert before >= 5
+    assert "weights taken" not in log.split("node up")[-1]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace with one address on a wire of its own."""
+
+    namespace: str
+    ip: str
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", self.namespace)
+
+
+async def ip(*arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec("ip", *arguments)
+    assert await process.wait() == 0, arguments
+
+
+@asynccontextmanager
+async def wired_hosts() -> AsyncIterator[tuple[Host, Host]]:
+    """Two hosts on one wire; `ip link set wire down` in one of them cuts it."""
+    hosts = (
+        Host(f"shoal-{os.getpid()}-a", "198.18.0.1"),
+        Host(f"shoal-{os.getpid()}-b", "198.18.0.2"),
+    )
+    try:
+        for host in hosts:
+            await ip("netns", "add", host.namespace)
+            await ip("-n", host.namespace, "link", "set", "lo", "up")
+        one, other = (host.namespace for host in hosts)
+        await ip("-n", one, "link", "add", "wire", "type", "veth", "peer", "wire", "netns", other)
+        for host in hosts:
+            await ip("-n", host.namespace, "addr", "add", f"{host.ip}/24", "dev", "wire")
+            await ip("-n", host.namespace, "link", "set", "wire", "up")
+        yield hosts
+    finally:
+        for host in hosts:
+            await ip("netns", "del", host.namespace)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+async def test_two_nodes_cut_apart_go_on_and_end_with_equal_records(tmp_path: Path) -> None:
+    async with wired_hosts() as (left, right), LocalSwarm(tmp_path) as swarm:
+        (tmp_path / "corpus.txt").write_text("To be, or not to be, that is the question. " * 4000)
+        run_file = tmp_path / "run.toml"
+        run_file.write_text(RUN.format(rounds=150, members=2, batch=8))
+        one = await swarm.start(
+            "left", "run", "create", str(run_file), listen=f"/ip4/{left.ip}/tcp/4001",
+            prefix=left.enter,
+        )  # fmt: skip
+        other = await swarm.start(
+            "right", "join", await ticket_of(swarm, one), listen=f"/ip4/{right.ip}/tcp/4001",
+            prefix=right.enter,
+        )  # fmt: skip
+        both = (one, other)
+        await until(swarm, lambda: all(c.status and c.status["round"] >= 3 for c in both))
+        await ip("-n", left.namespace, "link", "set", "wire", "down")
+        made = [said(child)["exchanges"]["made"] for child in both]
+        missed = [said(child)["exchanges"]["missed"] for child in both]
+        await until(
+            swarm,
+            lambda: all(
+                said(child)["exchanges"]["missed"] >= before + 10
+                for child, before in zip(both, missed, strict=True)
+            ),
+        )
+        await ip("-n", left.namespace, "link", "set", "wire", "up")
+        await until(swarm, lambda: have_finished(*both))
+        await until(swarm, lambda: said(one)["records"] == said(other)["records"])
+        after = [said(child)["exchanges"]["made"] for child in both]
+    assert all(now > before for now, before in zip(after, made, strict=True))
