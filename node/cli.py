@@ -236,6 +236,7 @@ def status(
         print(json.dumps(found))
         return
     Console().print(view.status_table(found, time.time()))
+    print(view.copied(found))
 
 
 @app.command()

@@ -14,7 +14,7 @@ KIB = 1024
 
 
 def status_table(status: Status, now_unix_s: float) -> Table:
-    """All that `shoal status` shows of one node, a fact a line."""
+    """What `shoal status` shows of one node, a fact a line; see `copied` for the rest."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -37,12 +37,16 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         "sent": by_kind(status["bytes"]["up"]),
         "received": by_kind(status["bytes"]["down"]),
         "waits for": waiting(status, now_unix_s, {}) or "nothing",
-        "addresses": "\n".join(status["addrs"]),
-        "ticket": status["ticket"],
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def copied(status: Status) -> str:
+    """What people copy, and no terminal may wrap: addresses and ticket, each on a line."""
+    ticket = status["ticket"]
+    return "\n".join([*status["addrs"], ticket] if ticket else status["addrs"])
 
 
 def peers_table(peers: Sequence[PeerStatus]) -> Table:
@@ -51,7 +55,7 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
     for name in ("peer", "name", "state", "round", "inner step", "loss", "tokens/s", "tokens"):
         table.add_column(name, justify="left" if name in ("peer", "name", "state") else "right")
     table.add_column("standing")
-    table.add_column("address", overflow="fold")
+    table.add_column("address")
     for peer in peers:
         table.add_row(
             short(peer["peer"]),
@@ -63,7 +67,7 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
             f"{peer.get('tokens_per_s', 0.0):.0f}",
             f"{peer.get('tokens', 0):,}",
             peer.get("standing", ""),
-            (peer.get("addrs") or [""])[0],
+            (peer.get("addrs") or [""])[0].split("/p2p/")[0],
         )
     return table
 
