@@ -170,9 +170,9 @@ def test_the_proposer_applies_with_payload_and_receipt_then_commits() -> None:
         ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
     ]
     assert alice.handle(OuterDone(Round(1)), 10.5) == [
-        Publish((Decision(payload("a"), payload("b")),)),
         Send(BOB, Commit(BOTH)),
         Release(payload("b")),
+        Publish((Decision(payload("a"), payload("b")),)),
         Release(payload("a")),
         Closed(Round(0), 400, BOTH, False, ""),
     ]
@@ -198,8 +198,8 @@ def test_the_partner_promises_and_applies_only_on_commit() -> None:
         ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
     ]
     assert alice.handle(OuterDone(Round(1)), 6.5) == [
-        Publish((Decision(payload("a"), None),)),
         Release(payload("b")),
+        Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         Closed(Round(0), 400, THEIRS, False, ""),
     ]

@@ -3,10 +3,9 @@
 A free peer proposes to the candidate with the lowest edge key; if the choice is mutual they
 are a pair, refused it moves on to the next.  Keys fall along any chain of open proposals, so
 no circle can wait for itself.  A proposal that arrives while another one is open is kept,
-accepted if that one is refused, and refused once there is a pair.  Who trains answers at once
-and tries those first, when it is ready, who asked meanwhile: where speeds differ 1 : 4 : 16, a
-proposer that waits for a peer in training misses its round (the fastest had 18 % of their
-exchanges, so they have 86 %).
+accepted if that one is refused, and refused once there is a pair.  Who trains refuses at once
+and later tries those first who asked: where speeds differ 1 : 4 : 16 and proposers wait for
+peers in training, the fastest have 18 % of their exchanges, so they have 86 %.
 
 No exchange of acknowledgements can make both sides decide alike, so *the proposer decides*:
 the partner promises with `Have`, and does what the proposer tells it.  A partner in doubt
@@ -51,7 +50,16 @@ from trainers.machine import (
     Timer,
     Wait,
 )
-from trainers.pairs import Alone, Candidates, Decisions, Pair, Payload, exchange_between
+from trainers.pairs import (
+    Alone,
+    Candidates,
+    Decisions,
+    Pair,
+    Payload,
+    acceptance_of,
+    exchange_between,
+    pair_in,
+)
 
 
 class Pairing:
@@ -68,8 +76,7 @@ class Pairing:
         self.mine: Payload | None = None
         self.result: Alone | Pair | None = None
         """Alone, or a pair that agreed; None while open."""
-        self._until = 0.0
-        """No partner is sought after this."""
+        self._until = 0.0  # no partner is sought after this
         self._proposed_to: PeerId | None = None
         self._pair: Pair | None = None
         self._decisions = Decisions()
@@ -101,12 +108,11 @@ class Pairing:
         """The outer step of `result` is taken: tell the partner, free the payloads."""
         pair = self.result if isinstance(self.result, Pair) else None
         decided = pair.exchange if pair and pair.i_decide else None
-        self._decide(decided)
         if pair and decided:
             self._send(pair.peer, Commit(decided))
         if pair:
             self._out.append(Release(pair.theirs))
-        self._end()
+        self._end(decided)
 
     def refused(self, reason: str) -> None:
         """The partner's payload was refused by the worker: its fault; go on alone."""
@@ -120,15 +126,11 @@ class Pairing:
         if self._pair:
             self._give_up(self._pair)
         if self.mine:
-            self._decide(None)
-            self._end()
+            self._end(None)
 
-    def _decide(self, exchange: Exchange | None) -> None:
+    def _end(self, decided: Exchange | None) -> None:
         assert self.mine is not None
-        self._out.append(Publish(self._decisions.add(self.mine.digest, exchange)))
-
-    def _end(self) -> None:
-        assert self.mine is not None
+        self._out.append(Publish(self._decisions.add(self.mine.digest, decided)))
         self._out.append(Release(self.mine.digest))
         self.mine = self.result = self._pair = self._proposed_to = None
         self.candidates.start_anew()
@@ -162,10 +164,7 @@ class Pairing:
             self._on_decision(proposer, decision.proposed, decision.accepted, now)
 
     def on_send_failed(self, to: PeerId, message: Message, now: float) -> None:
-        """An unsent proposal counts as refused; an unsent acceptance ends the exchange.
-
-        It may have arrived all the same, so whoever has promised keeps to it.
-        """
+        """What was not sent may have arrived all the same, so who has promised keeps to it."""
         match message:
             case Propose(digest=digest):
                 self._on_refuse(to, digest, now)
@@ -173,14 +172,12 @@ class Pairing:
                 pair = self._open_pair(proposed)
                 if pair and pair.peer == to and not pair.i_decide and not pair.have:
                     self._fail(pair, now)
-            case _:
-                pass  # doubt and deadlines cover the rest
 
     def on_fetched(self, digest: Digest, ok: bool, now: float) -> None:
         """The partner's payload is here, or cannot be had."""
         pair = self._pair
         if pair is None or pair.theirs != digest:
-            self._out.extend([Release(digest)] if ok else [])
+            self._out.append(Release(digest))
         elif not ok:
             self._fail(pair, now)
         elif not pair.fetched:
@@ -219,16 +216,14 @@ class Pairing:
             self.shut("no partner by the deadline")
             return
         best, kept = self.candidates.best(mine.round, now)
-        if best is None:
-            return
-        if kept:
+        if best and kept:
             self._accept(best, kept, now)
-            return
-        self._proposed_to = best
-        wait_s = self._config.proposal_deadline_s
-        self._send(best, Propose(mine.round, 0, mine.digest, mine.size_bytes, mine.tokens, wait_s))
-        self._out.append(SetTimer(now + wait_s, ProposalDeadline(mine.digest, best)))
-        self._out.append(Wait("an answer to a proposal", best, now + wait_s))
+        elif best:
+            wait_s = self._config.proposal_deadline_s
+            self._proposed_to = best
+            self._send(best, mine.propose(wait_s))
+            self._out.append(SetTimer(now + wait_s, ProposalDeadline(mine.digest, best)))
+            self._out.append(Wait("an answer to a proposal", best, now + wait_s))
 
     def _on_propose(self, sender: PeerId, propose: Propose, now: float) -> None:
         mine = self.mine
@@ -250,27 +245,21 @@ class Pairing:
             self._out.append(Blame(proposer, f"a payload of {propose.size_bytes} bytes, not ours"))
             self._send(proposer, Refuse(propose.digest, "failed", 0.0))
             self._next(proposer, now)
-            return
-        self._send(
-            proposer,
-            Accept(propose.digest, mine.round, mine.digest, mine.size_bytes, mine.tokens),
-        )
-        exchange = exchange_between(proposer, propose, self._me, mine, self._max_tokens)
-        self._begin(proposer, exchange, propose.digest, now)
+        else:
+            self._send(proposer, mine.accept(propose.digest))
+            self._begin(exchange_between(proposer, propose, self._me, mine, self._max_tokens), now)
 
     def _on_accept(self, sender: PeerId, accept: Accept, now: float) -> None:
         mine = self.mine
         if mine is None or self._proposed_to != sender or accept.proposed != mine.digest:
             if self._open_pair(accept.proposed) is None:  # withdrawn; a doubled one is ignored
                 self._send(sender, Abort(accept.proposed))
-            return
-        if accept.size_bytes != mine.size_bytes:
+        elif accept.size_bytes != mine.size_bytes:
             self._out.append(Blame(sender, f"a payload of {accept.size_bytes} bytes, not ours"))
             self._send(sender, Abort(mine.digest))
             self._next(sender, now)
-            return
-        exchange = exchange_between(self._me, mine, sender, accept, self._max_tokens)
-        self._begin(sender, exchange, accept.digest, now)
+        else:
+            self._begin(exchange_between(self._me, mine, sender, accept, self._max_tokens), now)
 
     def _on_refuse(self, sender: PeerId, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
@@ -286,22 +275,22 @@ class Pairing:
 
     # --- the exchange ---------------------------------------------------------------------
 
-    def _begin(self, peer: PeerId, exchange: Exchange, theirs: Digest, now: float) -> None:
-        until = now + self._config.exchange_deadline_s
-        mine = exchange.proposer == self._me
-        self._proposed_to = None
-        self._pair = Pair(peer, exchange, mine, theirs, until)
-        self.candidates.held.pop(peer, None)
+    def _begin(self, exchange: Exchange, now: float) -> None:
         assert self.mine is not None
+        until = now + self._config.exchange_deadline_s
+        pair = self._pair = pair_in(exchange, self._me, until)
+        self._proposed_to = None
+        self.candidates.held.pop(pair.peer, None)
         self.refuse_held("taken", self.mine.round)
-        self._out.append(Fetch(theirs, self.mine.size_bytes, peer))
+        self._out.append(Fetch(pair.theirs, self.mine.size_bytes, pair.peer))
         self._out.append(SetTimer(until, ExchangeDeadline(exchange.proposer_digest)))
-        self._out.append(Wait("payload and receipt" if mine else "payload", peer, until))
+        what = "payload and receipt" if pair.i_decide else "payload"
+        self._out.append(Wait(what, pair.peer, until))
 
     def _on_have(self, sender: PeerId, exchange: Exchange, now: float) -> None:
         proposed, mine = exchange.proposer_digest, self.mine
         if mine and mine.digest == proposed and self._proposed_to == sender:  # its Accept was lost
-            self._on_accept(sender, _acceptance(exchange, mine.size_bytes), now)
+            self._on_accept(sender, acceptance_of(exchange, mine.size_bytes), now)
         pair = self._pair
         if pair and pair.i_decide and pair.exchange == exchange:
             self._pair = replace(pair, have=True)
@@ -316,32 +305,28 @@ class Pairing:
     def _agree(self) -> None:
         pair = self._pair
         if pair and pair.i_decide and pair.fetched and pair.have:
-            self.result = self._pair = replace(pair, agreed=True)
+            self.result = pair
 
-    def _on_decision(
-        self, sender: PeerId, proposed: Digest, accepted: Digest | None, now: float
-    ) -> None:
-        pair = self._open_pair(proposed)
-        if pair is None or pair.i_decide or pair.peer != sender:
+    def _on_decision(self, peer: PeerId, name: Digest, accepted: Digest | None, now: float) -> None:
+        pair = self._open_pair(name)
+        if pair is None or pair.i_decide or pair.peer != peer:
             return
         if accepted != pair.exchange.partner_digest:
             self._out.append(Release(pair.theirs))
             self._pair = None
-            self._next(sender, now)
+            self._next(peer, now)
         elif pair.have:
-            self.result = self._pair = replace(pair, agreed=True)
+            self.result = pair
 
     def _on_exchange_deadline(self, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
-        if pair is None:
-            return
-        if pair.i_decide or not pair.have:
+        if pair and (pair.i_decide or not pair.have):
             self._fail(pair, now)
-            return
-        until = now + self._config.exchange_deadline_s
-        self._send(pair.peer, Have(pair.exchange))  # in doubt: ask
-        self._out.append(SetTimer(until, DoubtDeadline(proposed)))
-        self._out.append(Wait("the proposer's decision (in doubt)", pair.peer, until))
+        elif pair:
+            until = now + self._config.exchange_deadline_s
+            self._send(pair.peer, Have(pair.exchange))  # in doubt: ask
+            self._out.append(SetTimer(until, DoubtDeadline(proposed)))
+            self._out.append(Wait("the proposer's decision (in doubt)", pair.peer, until))
 
     def _fail(self, pair: Pair, now: float) -> None:
         """This exchange came to nothing; look for another partner while there is time."""
@@ -355,8 +340,6 @@ class Pairing:
         proposed = pair.exchange.proposer_digest
         self._send(pair.peer, Abort(proposed) if pair.i_decide else Refuse(proposed, "failed", 0.0))
 
-    # --- small questions ------------------------------------------------------------------
-
     def _open_pair(self, proposed: Digest) -> Pair | None:
         """The exchange that the proposer named so, if it is ours and undecided."""
         pair = self._pair
@@ -365,9 +348,3 @@ class Pairing:
 
     def _send(self, to: PeerId, message: Message) -> None:
         self._out.append(Send(to, message))
-
-
-def _acceptance(exchange: Exchange, size_bytes: int) -> Accept:
-    """What the partner said before it sent its receipt of this exchange."""
-    theirs, tokens = exchange.partner_digest, exchange.partner_tokens
-    return Accept(exchange.proposer_digest, exchange.round, theirs, size_bytes, tokens)

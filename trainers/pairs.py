@@ -44,6 +44,14 @@ class Payload:
     size_bytes: int
     tokens: int
 
+    def propose(self, wait_s: float) -> Propose:
+        """The offer of it."""
+        return Propose(self.round, 0, self.digest, self.size_bytes, self.tokens, wait_s)
+
+    def accept(self, proposed: Digest) -> Accept:
+        """The answer to an offer."""
+        return Accept(proposed, self.round, self.digest, self.size_bytes, self.tokens)
+
 
 def exchange_between(
     proposer: PeerId,
@@ -63,6 +71,12 @@ def exchange_between(
         proposer_tokens=min(proposed.tokens, max_tokens),
         partner_tokens=min(accepted.tokens, max_tokens),
     )
+
+
+def acceptance_of(exchange: Exchange, size_bytes: int) -> Accept:
+    """What the partner must have said before it sent its receipt of this exchange."""
+    theirs, tokens = exchange.partner_digest, exchange.partner_tokens
+    return Accept(exchange.proposer_digest, exchange.round, theirs, size_bytes, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +100,13 @@ class Pair:
     fetched: bool = False
     have: bool = False
     """The partner's `Have` is received (proposer) or sent (partner)."""
-    agreed: bool = False
-    """To be applied now."""
+
+
+def pair_in(exchange: Exchange, me: PeerId, until: float) -> Pair:
+    """The pair of this exchange, as one of the two sees it."""
+    if exchange.proposer == me:
+        return Pair(exchange.partner, exchange, True, exchange.partner_digest, until)
+    return Pair(exchange.proposer, exchange, False, exchange.proposer_digest, until)
 
 
 @dataclass(frozen=True, slots=True)
