@@ -26,6 +26,7 @@ from rich.live import Live
 from rich.table import Table
 
 from node import report, view
+from node.api import Status
 from node.config import NamedCorpus, RunDraft, read_run_file
 from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
 from node.measuring import measure
@@ -186,7 +187,7 @@ async def _train(options: Options, draft: RunDraft, root: Path, console: Console
         with _shown(console) as show:
             try:
                 await _Training(swarm, draft, show).run(options, run_file)
-                measured = await measure(swarm, root)
+                measured = await measure(swarm)
             except NodeFailed as error:
                 failure = error
         children = tuple(swarm.children)
@@ -301,7 +302,7 @@ def _shown(console: Console) -> Iterator[Callable[[list[Child]], None]]:
             nonlocal last
             if time.monotonic() - last >= LINE_INTERVAL_S:
                 last = time.monotonic()
-                line = view.swarm_line([(child.name, child.status) for child in children])
+                line = view.swarm_line(_named(children), time.time())
                 console.print(line, soft_wrap=True, highlight=False)
 
         yield print_line
@@ -311,5 +312,8 @@ def _shown(console: Console) -> Iterator[Callable[[list[Child]], None]]:
 
 
 def _table(children: list[Child]) -> Table:
-    now = time.time()
-    return view.swarm_table([(child.name, child.status) for child in children], now)
+    return view.swarm_table(_named(children), time.time())
+
+
+def _named(children: list[Child]) -> list[tuple[str, Status | None]]:
+    return [(child.name, child.status) for child in children]

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
-from node.api import Status
 from node.local_swarm import Child, LocalSwarm, NodeFailed
 from node.report import Measured
-from protocol import codec
-from protocol.spec import MAX_SPEC_BYTES, SignedSpec
 
 MEASURE_DEADLINE_S = 120.0
 """For the validation loss of all snapshots and their mean: seconds on an idle machine."""
 
 
-async def measure(swarm: LocalSwarm, root: Path) -> Measured:
+async def measure(swarm: LocalSwarm) -> Measured:
     """Validation loss of each node's newest snapshot and of their mean, and the consensus.
 
     Raises:
@@ -29,16 +25,16 @@ async def measure(swarm: LocalSwarm, root: Path) -> Measured:
     ended = [child for child in swarm.children if child.status and not child.killed]
     try:
         async with asyncio.timeout(MEASURE_DEADLINE_S):
-            return await _yardstick(swarm, ended, root)
+            return await _yardstick(swarm, ended)
     except TimeoutError:
         raise NodeFailed("yardstick", f"took over {MEASURE_DEADLINE_S:g} s", ()) from None
 
 
-async def _yardstick(swarm: LocalSwarm, children: list[Child], root: Path) -> Measured:
+async def _yardstick(swarm: LocalSwarm, children: list[Child]) -> Measured:
     statuses = {child.name: child.status for child in children if child.status}
     snapshots = {name: status["snapshot"] for name, status in statuses.items()}
     first = next(iter(statuses.values()))
-    files = {"spec": _spec_file(root, first), **first["blobs"]}
+    files = {"spec": first["spec"], **first["blobs"]}
     options = [f"--{name}={files[name]}" for name in ("spec", "tokenizer", "validation")]
     printed = await swarm.output_of(
         "yardstick", "-m", "node.yardstick", *options, *map(str, snapshots.values())
@@ -50,14 +46,3 @@ async def _yardstick(swarm: LocalSwarm, children: list[Child], root: Path) -> Me
         nodes=dict(zip(snapshots, found["nodes"], strict=True)),
         consensus=found["consensus"],
     )
-
-
-def _spec_file(root: Path, status: Status) -> Path:
-    """The spec's canonical bytes in a file; a node keeps them together with the signature."""
-    assert status["spec"] is not None
-    signed = codec.decode(
-        SignedSpec, Path(status["spec"]).read_bytes(), max_bytes=2 * MAX_SPEC_BYTES
-    )
-    path = root / "spec"
-    path.write_bytes(signed.body)
-    return path
