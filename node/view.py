@@ -97,14 +97,19 @@ def swarm_table(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -
     return table
 
 
-def swarm_line(nodes: Sequence[tuple[str, Status | None]]) -> str:
+def swarm_line(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -> str:
     """The same as one line, for a log."""
-    parts = [
-        f"{name}: round {status['round']} step {status['inner_step']} loss {status['loss']:.3f}"
-        if status
-        else f"{name}: starting"
-        for name, status in nodes
-    ]
+    names = {status["peer"]: name for name, status in nodes if status}
+    parts = []
+    for name, status in nodes:
+        if status is None:
+            parts.append(f"{name}: starts")
+        elif status["state"] == "training":
+            facts = f"round {status['round']} step {status['inner_step']}"
+            parts.append(f"{name}: {facts} loss {status['loss']:.3f}")
+        else:
+            wait = waiting(status, now_unix_s, names)
+            parts.append(f"{name}: {status['state']}" + (f", waits for {wait}" if wait else ""))
     return "; ".join(parts)
 
 

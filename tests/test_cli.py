@@ -165,6 +165,14 @@ def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() 
     ]
 
 
+def test_the_swarm_line_says_what_a_node_waits_for_that_does_not_train_yet() -> None:
+    nodes = [("node1", status(waiting=None)), ("node2", status(state="serving")), ("node3", None)]
+    assert view.swarm_line(nodes, 1000.0) == (
+        "node1: round 7 step 74 loss 5.123; "
+        f"node2: serving, waits for the payload from {BOB[-8:]}, 30 s at most; node3: starts"
+    )
+
+
 def test_peers_are_shown_one_a_line() -> None:
     peer: PeerStatus = {
         "peer": BOB,
