@@ -1,0 +1,330 @@
+"""The learner with a real worker process; the model is small, importing torch is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from node import learner as learner_module
+from node import worker_life
+from node import worker_wire as wire
+from node.arena import Arena
+from node.learner import InnerResult, Learner, OuterRefused, StartRefused
+from protocol.errors import ConfigError, WorkerLost
+from protocol.ids import Digest, Round
+from protocol.messages import Checkpoint
+from protocol.payload import num_parameters, payload_bytes
+from protocol.spec import NolocoConfig
+from tests.small_run import MODEL, SmallRun, small_run
+
+pytestmark = [pytest.mark.libp2p, pytest.mark.timeout(120)]
+
+TOKENS = 4 * 8
+"""Of an inner step."""
+ENDLESS = 1_000_000
+R0, R1, R2 = Round(0), Round(1), Round(2)
+PAYLOAD_BYTES = payload_bytes("bf16", num_parameters(MODEL))
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    learner: Learner
+    arena: Arena
+    directory: Path
+    resumed: asyncio.Queue[Round]
+    save_failed: asyncio.Queue[str]
+
+
+@asynccontextmanager
+async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
+    """A learner that is supervised meanwhile; afterwards nothing may be left of it."""
+    setup = run.setup(name)
+    directory = Path(setup.directory)
+    arena = Arena()
+    resumed: asyncio.Queue[Round] = asyncio.Queue()
+    save_failed: asyncio.Queue[str] = asyncio.Queue()
+    learner = Learner(
+        setup,
+        arena,
+        socket_path=directory / "worker.sock",
+        on_resumed=resumed.put_nowait,
+        on_save_failed=save_failed.put_nowait,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = tasks.create_task(learner.run())
+        try:
+            yield Peer(learner, arena, directory, resumed, save_failed)
+        finally:
+            supervisor.cancel()
+            arena.close()
+    assert learner.pid is None
+    assert not (directory / "worker.sock").exists()
+
+
+def snapshots(directory: Path) -> list[str]:
+    return [path.name for path in wire.snapshot_files(directory)]
+
+
+async def test_a_worker_trains_goes_a_round_alone_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    async with peer(small_run(tmp_path)) as me:
+        learner = me.learner
+        assert await learner.start(wire.StartFresh()) == 0
+        before = await learner.evaluate()
+        for round in range(5):
+            assert await learner.inner(Round(round), 4) == InnerResult(4, 4 * TOKENS)
+            digest, size = await learner.snapshot(Round(round))
+            assert (size, digest in me.arena) == (PAYLOAD_BYTES, True)
+            done = await learner.outer(Round(round + 1), digest, None, 1.0)
+            assert (done.round, done.fast_spread) == (round + 1, 0.0)
+            assert done.gradient_norm > 0
+            me.arena.release(digest)
+        assert await learner.evaluate() < before - 0.2
+        assert learner.progress is not None
+        assert learner.progress.inner_step == 20
+        checkpoint = await learner.export()
+        assert (checkpoint.round, checkpoint.weights) == (5, done.weights)
+        pid = learner.pid
+        assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert snapshots(me.directory)[0] == "snapshot-00000005-0000000000020.safetensors"
+
+
+async def test_two_workers_are_equal_after_an_exchange_at_gamma_one(tmp_path: Path) -> None:
+    """N3 through real processes, both payloads rounded; bad payloads before change nothing."""
+    run = small_run(tmp_path, NolocoConfig(inner_steps=4, alpha=0.0, beta=1.0, gamma=1.0))
+    async with peer(run, b"\x01") as alice, peer(run, b"\x02") as bob:
+        both = (alice, bob)
+        for one in both:
+            await one.learner.start(wire.StartFresh())
+            await one.learner.inner(R0, 4)
+        a, b = [(await one.learner.snapshot(R0))[0] for one in both]
+        assert a != b
+        good = bytes(bob.arena.view(b))
+        for bad in (good[:-2], good + b"\0\0", good[:-2] + b"\x80\x7f", b"SHP2" + good[4:]):
+            with pytest.raises(OuterRefused):
+                await alice.learner.outer(R1, a, alice.arena.put(bad), 0.5)
+        alice.arena.put(good)
+        bob.arena.put(bytes(alice.arena.view(a)))
+        at_alice = await alice.learner.outer(R1, a, b, 0.5)
+        at_bob = await bob.learner.outer(R1, b, a, 0.5)
+        assert at_alice.weights == at_bob.weights
+        assert at_alice.fast_spread == at_bob.fast_spread > 0
+
+
+async def test_training_goes_on_while_an_exchange_is_under_way(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path)) as me:
+        await me.learner.start(wire.StartFresh())
+        await me.learner.inner(R0, 4)
+        digest, _ = await me.learner.snapshot(R0)
+        async with asyncio.TaskGroup() as tasks:
+            inner = tasks.create_task(me.learner.inner(R1, ENDLESS))
+            await asyncio.sleep(0)  # the order goes out
+            await me.learner.outer(R1, digest, None, 1.0)
+            assert not inner.done()
+            me.learner.close_inner()
+        assert 0 < inner.result().steps < ENDLESS
+
+
+async def test_a_killed_worker_is_replaced_and_goes_on_from_its_snapshot(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path)) as me:
+        await me.learner.start(wire.StartFresh())
+        await me.learner.inner(R0, 4)
+        digest, _ = await me.learner.snapshot(R0)
+        await me.learner.outer(R1, digest, None, 1.0)
+        async with asyncio.TaskGroup() as tasks:
+            inner = tasks.create_task(lost(me.learner, R1))
+            await asyncio.sleep(0)
+            assert me.learner.pid is not None
+            os.kill(me.learner.pid, signal.SIGKILL)
+        assert inner.result() == "the process ended"
+        with pytest.raises(WorkerLost, match="being replaced"):
+            await me.learner.snapshot(R1)
+        assert await me.resumed.get() == 1
+        assert await me.learner.inner(R1, 4) == InnerResult(4, 4 * TOKENS)
+        assert me.learner.progress is not None
+        assert me.learner.progress.inner_step == 8
+
+
+async def lost(learner: Learner, round: Round) -> str:
+    """What training that cannot end is lost to."""
+    try:
+        await learner.inner(round, ENDLESS)
+    except WorkerLost as error:
+        return str(error)
+    return "not lost"
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peer(small_run(tmp_path)) as me:
+        await me.learner.start(wire.StartFresh())
+        pid = me.learner.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setitem(worker_life.DEADLINE_S, wire.Snapshot, 0.4)
+        with pytest.raises(WorkerLost, match=r"no answer to Snapshot within 0\.4 s"):
+            await me.learner.snapshot(R0)
+        assert await me.resumed.get() == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_workers_that_keep_dying_are_given_up_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(learner_module, "BACKOFF_S", 0.001)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with peer(small_run(tmp_path)) as me:
+            await me.learner.start(wire.StartFresh())
+    expected = r"the worker died 5 times within 300 s.*ended early \(exit status 1\)"
+    assert caught.group_contains(ConfigError, match=expected)
+
+
+async def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path)) as me:
+        await me.learner.start(wire.StartFresh())
+        kept = snapshots(me.directory)
+        assert me.learner.pid is not None
+        limit = 2 * PAYLOAD_BYTES  # room for a payload, not for a snapshot
+        resource.prlimit(me.learner.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        await me.learner.inner(R0, 4)
+        digest, _ = await me.learner.snapshot(R0)
+        await me.learner.outer(R1, digest, None, 1.0)
+        assert "the snapshot of round 1 could not be written" in await me.save_failed.get()
+        assert await me.learner.inner(R1, 2) == InnerResult(2, 2 * TOKENS)
+        assert [path.name for path in me.directory.glob("snap*")] == kept
+
+
+async def test_a_joiner_starts_from_a_members_weights_and_refuses_damaged_ones(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path)
+    async with peer(run, b"\x01") as member, peer(run, b"\x02") as joiner:
+        await member.learner.start(wire.StartFresh())
+        await member.learner.inner(R0, 4)
+        digest, _ = await member.learner.snapshot(R0)
+        done = await member.learner.outer(R1, digest, None, 1.0)
+        checkpoint = await member.learner.export()
+        blob = bytes(member.arena.view(checkpoint.digest))
+
+        damaged = joiner.arena.put(blob[:-1])
+        with pytest.raises(StartRefused, match="broken"):
+            await joiner.learner.start(start_from(checkpoint, damaged))
+        other = joiner.arena.put(blob[:-4] + b"\x01\0\0\0")
+        wrong = Checkpoint(R1, other, len(blob), digest)
+        with pytest.raises(StartRefused, match="other weights than it says"):
+            await joiner.learner.start(wire.StartFromCheckpoint(wrong))
+
+        joiner.arena.put(blob)
+        assert await joiner.learner.start(wire.StartFromCheckpoint(checkpoint)) == 1
+        assert (await joiner.learner.export()).weights == done.weights
+        assert snapshots(joiner.directory) == ["snapshot-00000001-0000000000000.safetensors"]
+
+
+def start_from(checkpoint: Checkpoint, digest: Digest) -> wire.StartFromCheckpoint:
+    """The same promise about another blob."""
+    promised = Checkpoint(checkpoint.round, digest, checkpoint.size_bytes, checkpoint.weights)
+    return wire.StartFromCheckpoint(promised)
+
+
+async def test_a_directory_without_snapshots_can_be_started_otherwise(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path)) as me:
+        assert not me.learner.has_snapshot
+        with pytest.raises(StartRefused, match="no snapshot in"):
+            await me.learner.start(wire.StartFromDisk())
+        assert await me.learner.start(wire.StartFresh()) == 0
+        assert me.learner.has_snapshot
+
+
+async def test_files_that_cannot_be_used_are_the_operators_fault(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    (tmp_path / "corpus").write_text("short")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with peer(run) as me:
+            await me.learner.start(wire.StartFresh())
+    assert caught.group_contains(ConfigError, match="tokens of training text, expected more")
+
+
+def test_a_socket_path_that_is_too_long_is_refused_with_advice(tmp_path: Path) -> None:
+    async def spawn() -> None:
+        await worker_life.WorkerLife(tmp_path / ("long" * 40), lambda _event: None).spawn()
+
+    with pytest.raises(ConfigError, match="shorter name"):
+        asyncio.run(spawn())
+
+
+class Script:
+    """A node of a few lines: starts a worker and talks to it over the socket."""
+
+    def __init__(self, run: SmallRun) -> None:
+        setup = run.setup()
+        self.directory = Path(setup.directory)
+        path = self.directory / "worker.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(os.fspath(path))
+            listener.listen(1)
+            listener.settimeout(60)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "node.worker", "--socket", path],
+                cwd=Path(__file__).parent.parent,
+            )
+            self.link, _ = listener.accept()
+        self.link.settimeout(60)
+        self.ask(setup, wire.Prepared)
+        self.ask(wire.StartFresh(), wire.Ready)
+        wire.send(self.link, wire.ToWorker(1, wire.RunInner(R0, ENDLESS)))
+        self.hear(wire.Progress)
+
+    def ask(self, command: wire.Command, answer: type[wire.Event]) -> None:
+        wire.send(self.link, wire.ToWorker(1, command))
+        self.hear(answer)
+
+    def hear(self, kind: type[wire.Event]) -> None:
+        while True:
+            received = wire.receive(self.link, wire.FromWorker)
+            assert received is not None
+            if isinstance(received[0].body, kind):
+                return
+            assert isinstance(received[0].body, wire.Progress), received
+
+
+@pytest.mark.parametrize("end", ["node gone", "SIGTERM", "Stop"])
+def test_at_the_end_a_worker_saves_what_it_has(tmp_path: Path, end: str) -> None:
+    script = Script(small_run(tmp_path))
+    match end:
+        case "node gone":
+            script.link.close()
+        case "SIGTERM":
+            script.process.terminate()
+        case _:
+            wire.send(script.link, wire.ToWorker(wire.NO_ID, wire.Stop()))
+    assert script.process.wait(60) == 0
+    newest = snapshots(script.directory)[0]
+    assert newest.startswith("snapshot-00000000-")
+    assert newest > "snapshot-00000000-0000000000000.safetensors"
+    script.link.close()
+
+
+def test_ctrl_c_is_the_nodes_business(tmp_path: Path) -> None:
+    script = Script(small_run(tmp_path))
+    script.process.send_signal(signal.SIGINT)
+    script.hear(wire.Progress)
+    script.hear(wire.Progress)
+    script.link.close()
+    assert script.process.wait(60) == 0
