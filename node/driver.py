@@ -68,6 +68,12 @@ MAX_OUTBOXES = 256
 """Peers with messages on their way; one more is refused as `SendFailed`.  Four times the
 presence view."""
 
+STOPPED_S = 1.0
+"""A timer that is later than this means that the whole process stood still (SIGSTOP, a closed
+lid): what came meanwhile is read first.  Python's loop is late by milliseconds."""
+CATCH_UP_S = 1.0
+"""How much later the timers then are: enough to read some sockets."""
+
 
 class InnerResult(Protocol):
     """What an inner phase made since the last snapshot."""
@@ -185,6 +191,8 @@ class Driver:
     async def _next(self) -> tuple[Event, int | None]:
         """The earliest timer that is due, else what was posted first."""
         left_s = self._timers[0][0] - self._clock() if self._timers else None
+        if left_s is not None and left_s < -STOPPED_S:
+            left_s = self._catch_up()
         try:
             if left_s is None or left_s > 0:
                 async with asyncio.timeout(left_s):
@@ -192,6 +200,13 @@ class Driver:
         except TimeoutError:
             pass
         return TimerFired(heapq.heappop(self._timers)[2]), None
+
+    def _catch_up(self) -> float:
+        """Put off what fell due while the process stood still; seconds until the next timer."""
+        soon = self._clock() + CATCH_UP_S
+        self._timers = [(max(at, soon), order, timer) for at, order, timer in self._timers]
+        heapq.heapify(self._timers)
+        return CATCH_UP_S
 
     def _handle(self, event: Event) -> None:
         log.debug("event: %r", event)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import assert_never
 
+from node.driver import CATCH_UP_S
 from node.sim_clock import Clock
 from node.sim_peer import Conditions, Peer, Stats
 from node.sim_worker import Learner, Speed, Worker
@@ -110,7 +111,8 @@ class World:
         peer = self.peers[id]
         backlog, peer.backlog, peer.silent_since = peer.backlog or [], None, math.inf
         for event in backlog:
-            self.clock.after(0.0, self._tell, peer, event)
+            late_s = CATCH_UP_S if isinstance(event, TimerFired) else 0.0
+            self.clock.after(late_s, self._tell, peer, event)
         self._publish(peer)
         self._refresh_after(self._draw(self.conditions.presence_s))
 
@@ -202,19 +204,20 @@ class World:
             del me.talked_to[next(iter(me.talked_to))]
         world, target = self.conditions, self.peers.get(to)
         if not me.reaches(target):
-            self.clock.after(self._draw(world.gone_s), self._tell, me, SendFailed(to, message))
+            self._fail(me, to, message)
         elif self._happens(world.loss):
             if self._happens(world.told):
-                self.clock.after(self._draw(world.gone_s), self._tell, me, SendFailed(to, message))
+                self._fail(me, to, message)
         else:
             for _ in range(1 + self._happens(world.doubled)):
                 self.clock.after(self._draw(world.latency_s), self._arrive, me, target, message)
+            if self._happens(world.unsure):
+                self._fail(me, to, message)
 
     def _arrive(self, sender: Peer, target: Peer, message: Message) -> None:
         world = self.conditions
         if not sender.reaches(target):
-            failed = SendFailed(target.id, message)
-            self.clock.after(self._draw(world.gone_s), self._tell, sender, failed)
+            self._fail(sender, target.id, message)
             return
         if target.backlog is not None:
             silent_since = target.silent_since
@@ -222,6 +225,11 @@ class World:
                 world.send_deadline_s, self._unanswered, sender, target, silent_since, message
             )
         self._tell(target, Received(sender.id, message))
+
+    def _fail(self, sender: Peer, to: PeerId, message: Message) -> None:
+        """Tell it once it has noticed."""
+        failed = SendFailed(to, message)
+        self.clock.after(self._draw(self.conditions.gone_s), self._tell, sender, failed)
 
     def _unanswered(
         self, sender: Peer, target: Peer, silent_since: float, message: Message
@@ -243,10 +251,10 @@ class World:
         if me.fetching.get(effect.digest) is not effect:
             return  # released meanwhile
         source = self.peers.get(effect.source)
-        if source and me.reaches(source) and source.backlog is not None:
-            if self.clock.now < deadline:
-                self.clock.after(FROZEN_RETRY_S, self._fetched, me, effect, deadline)
-                return
+        stalled = source is not None and source.backlog is not None and me.reaches(source)
+        if stalled and self.clock.now < deadline:
+            self.clock.after(FROZEN_RETRY_S, self._fetched, me, effect, deadline)
+            return
         del me.fetching[effect.digest]
         if source is None or not me.reaches(source):
             self._tell(me, FetchFailed(effect.digest, "its source is gone"))
@@ -281,40 +289,37 @@ class World:
         self._refreshes.remove(tick)
         now, expiry_s = self.clock.now, self.conditions.expiry_s
         cut = now - self._cut_at >= expiry_s
-        groups: dict[int, dict[PeerId, None]] = {}
+        groups: dict[int, list[PeerId]] = {}
         for peer in (*self.peers.values(), *self.lost.values()):
             if peer.trains and now - peer.silent_since < expiry_s:
-                groups.setdefault(peer.group if cut else 0, {})[peer.id] = None
-        present = [id for group in groups.values() for id in group]
+                groups.setdefault(peer.group if cut else 0, []).append(peer.id)
+        present = {id: group for group, ids in groups.items() for id in ids}
         news = [id for id in present if id not in self._known]
         self._known = set(present)
         for peer in self.peers.values():
-            view = self._view(peer, groups.get(peer.group if cut else 0, {}), news)
+            group = peer.group if cut else 0
+            kept = [id for id in peer.view if present.get(id) == group]
+            mine = [id for id in news if present[id] == group and id != peer.id]
+            view = self._view(peer.id, kept, groups.get(group, []), mine)
             if view != peer.view:
                 peer.view = view
                 self._tell(peer, MembersChanged(view))
 
     def _view(
-        self, me: Peer, present: dict[PeerId, None], news: Iterable[PeerId]
+        self, me: PeerId, kept: list[PeerId], present: list[PeerId], news: list[PeerId]
     ) -> tuple[PeerId, ...]:
-        """Keep whom one sees while they are there, fill up at random, make room for news."""
+        """Keep whom one sees, fill up at random, make room for some of the news."""
         most = self.conditions.view
-        if len(present) - (me.id in present) <= most:
-            return tuple(sorted(id for id in present if id != me.id))
-        view = [id for id in me.view if id in present]
-        if len(view) < most:
-            drawn = self.rng.sample(list(present), most + 1)
-            others = [id for id in drawn if id != me.id and id not in view]
-            return tuple(sorted(view + others[: most - len(view)]))
-        for id in news:
-            if (
-                id in present
-                and id != me.id
-                and id not in view
-                and self._happens(most / len(present))
-            ):
-                view[self.rng.randrange(most)] = id
-        return tuple(sorted(view))
+        if len(present) <= most:
+            return tuple(sorted(id for id in present if id != me))
+        for id in news if len(kept) == most else []:
+            if id not in kept and self._happens(most / len(present)):
+                kept[self.rng.randrange(most)] = id
+        while len(kept) < most:
+            id = present[self.rng.randrange(len(present))]
+            if id != me and id not in kept:
+                kept.append(id)
+        return tuple(sorted(kept))
 
     # --- chance -----------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ class Conditions:
     """Probability that a message never arrives."""
     told: float = 0.0
     """Share of the lost messages that answer `SendFailed`, as a broken connection does."""
+    unsure: float = 0.0
+    """Share of the messages that arrive and all the same answer `SendFailed`."""
     doubled: float = 0.0
     """Probability that a message arrives twice."""
     gone_s: tuple[float, float] = (0.05, 10.0)

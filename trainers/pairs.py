@@ -130,11 +130,14 @@ class Candidates:
         """Not to be proposed to again with this payload."""
         self._asked: set[PeerId] = set()
         """Who proposed while we trained: open then, so tried first once we are."""
+        self._keys: dict[PeerId, bytes] = {}
+        """Edge keys of this search: the machine's dearest computation."""
 
     def start_anew(self) -> None:
         """The payload's search is over."""
         self.tried.clear()
         self._asked.clear()
+        self._keys.clear()
 
     def hold(self, peer: PeerId, propose: Propose, now: float) -> None:
         """Keep a proposal until we can answer it."""
@@ -153,7 +156,9 @@ class Candidates:
         candidates = set(self.held) or (untried & self._asked) or untried
         if not candidates:
             return None, None
-        best = min(candidates, key=lambda peer: edge_key(self._run, round, 0, self._me, peer))
+        for peer in candidates - self._keys.keys():
+            self._keys[peer] = edge_key(self._run, round, 0, self._me, peer)
+        best = min(candidates, key=self._keys.__getitem__)
         held = self.held.pop(best, None)
         return best, held.propose if held else None
 
