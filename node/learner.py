@@ -117,10 +117,10 @@ class Learner:
             prepared, _ = await life.call(self._setup)
             if isinstance(prepared, wire.Failed):
                 raise ConfigError(f"the worker cannot use the files of this run: {prepared.reason}")
-            self._life = life
             if self._started:
                 await self._resume(life)
             else:
+                self._life = life
                 self._set_up.set()
             reason = await life.lost
         except WorkerLost as lost:
@@ -135,6 +135,7 @@ class Learner:
         event, _ = await life.call(wire.StartFromDisk())
         if isinstance(event, wire.Ready):
             _log_ready(event, life.pid)
+            self._life = life  # not before: nothing can be asked of a worker at no round
             self._on_resumed(event.round)
         elif isinstance(event, wire.Failed):
             raise ConfigError(f"the worker cannot go on: {event.reason}")
