@@ -17,6 +17,9 @@ from protocol.envelope import Signer
 from protocol.errors import Malformed
 from protocol.ids import RunId
 
+MAX_JUMP = 1 << 20
+"""Two jumps from one epoch meet once in a million times; 2**28 jumps reach the last epoch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Author:
@@ -26,27 +29,32 @@ class Author:
     run: RunId
     client_id: int
     """32 fresh random bits for every start of the process, from `secrets`."""
-    first_epoch: int
-    """Of the very first record: random too, so that an author that lost its disk and finds
-    nobody to ask does not sign the places of its old record again."""
+    jump: int
+    """1 to `MAX_JUMP`, drawn from `secrets` at every start.  How far to go beyond the newest
+    epoch that anyone remembers, when our own disk does not: peers may not know our last."""
 
-    def next(self, record: Record, content: Content) -> Entry | None:
-        """The entry that makes our record say `content`; None if it does, or is frozen."""
+    def next(self, record: Record, content: Content, *, is_lost: bool) -> Entry | None:
+        """The entry that makes our record say `content`; None if it does, or is frozen.
+
+        Args:
+            is_lost: we may have signed more than `record` holds, so its chain is not ours
+                to go on with.
+        """
         if record.proof:
             return None
-        if record.chain and not record.ahead:
-            with contextlib.suppress(Malformed):  # then it is as good as a lost disk
+        if record.chain and not record.ahead and not is_lost:
+            with contextlib.suppress(Malformed):  # then a fresh document mends it
                 return self._following(record, content)
-        return self._opening(record, content)
+        gap = self.jump if is_lost or not record.chain else 1
+        return self._opening(record.newest_epoch + gap, content)
 
     def _following(self, record: Record, content: Content) -> Entry | None:
         update = document.written(record.updates, keyed(content), client_id=self.client_id)
         if not update:
             return None
         entry = next_entry(self.signer, self.run, record.chain[-1], update)
-        return entry or self._opening(record, content)
+        return entry or self._opening(record.epoch + 1, content)
 
-    def _opening(self, record: Record, content: Content) -> Entry:
+    def _opening(self, epoch: int, content: Content) -> Entry:
         snapshot = document.written((), keyed(content), client_id=self.client_id)
-        epoch = record.newest_epoch + 1 if record.newest_epoch else self.first_epoch
         return first_entry(self.signer, self.run, epoch, snapshot)

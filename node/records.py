@@ -53,6 +53,9 @@ MAX_EARLY = 64
 """Changes that wait for our own record; a round takes longer than `ASK_S`."""
 SAVE_TICKS = 5
 """Records of others are saved every so many comparisons; a kill loses no more than that."""
+WRITE_S = 1.0
+"""Between two entries of ours; what is written meanwhile comes together in the next one.  Also
+the pace at which two nodes with one key would fight over their record."""
 RETRY_S = 5.0
 """Until a disk that refused is asked again."""
 
@@ -187,6 +190,7 @@ class Records:
                 self._due.set()
             elif not self._due.is_set():
                 self._settled.set()
+                await asyncio.sleep(WRITE_S)
 
     async def _ask_for_own(self) -> None:
         """Fetch our own record from peers: our disk may be lost, or older than theirs."""
@@ -216,7 +220,14 @@ class Records:
                 "give it a key of its own",
                 short(self._me),
             )
-        is_lost = record != self._on_disk  # peers have more of it than we remember
+        is_lost = record != self._on_disk
+        if is_lost and not record.proof:
+            log.warning(
+                "own record newer elsewhere: peers hold epoch %d of it, our disk %d; the disk is "
+                "an old copy, or another node has our key; a new epoch is opened",
+                record.newest_epoch,
+                self._on_disk.newest_epoch,
+            )
         entry = self._author.next(record, content, is_lost=is_lost)
         aim = record.merged(entry) if entry else record
         if aim != self._on_disk:

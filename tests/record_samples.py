@@ -20,8 +20,8 @@ ALICE, BOB, CAROL, MALLORY = (Signer(bytes([n]) * 32) for n in (1, 2, 3, 4))
 JOINED = Content(member=Member(name="alice", since=Round(0), capabilities=("gpu", "relay")))
 
 
-def author(signer: Signer = ALICE, *, client_id: int = 7, first_epoch: int = 1) -> Author:
-    return Author(signer=signer, run=RUN, client_id=client_id, first_epoch=first_epoch)
+def author(signer: Signer = ALICE, *, client_id: int = 7, jump: int = 1) -> Author:
+    return Author(signer=signer, run=RUN, client_id=client_id, jump=jump)
 
 
 def digest(*words: object) -> Digest:
@@ -50,14 +50,14 @@ def after(content: Content, round: int) -> Content:
 
 
 def history(
-    rounds: int, signer: Signer = ALICE, *, client_id: int = 7, first_epoch: int = 1
+    rounds: int, signer: Signer = ALICE, *, client_id: int = 7, jump: int = 1
 ) -> tuple[list[Entry], Content]:
     """All entries that an honest author signs in its first rounds, and what they say at last."""
-    writer = author(signer, client_id=client_id, first_epoch=first_epoch)
+    writer = author(signer, client_id=client_id, jump=jump)
     record, content = Record(signer.peer), JOINED
     entries: list[Entry] = []
     for round in range(rounds + 1):
-        entry = writer.next(record, content)
+        entry = writer.next(record, content, is_lost=False)
         assert entry is not None
         entries.append(entry)
         record = record.merged(entry)

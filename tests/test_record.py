@@ -85,7 +85,7 @@ def test_the_tail_ends_at_32_updates_or_8_kib(update_bytes: int, updates: int) -
     while entry := next_entry(ALICE, RUN, record.chain[-1], bytes(update_bytes)):
         record = record.merged(entry)
     assert len(record.chain) - 1 == updates
-    entry = writer.next(record, content)
+    entry = writer.next(record, content, is_lost=False)
     assert entry is not None
     assert (entry.epoch, entry.seq) == (2, 0)
 
@@ -137,7 +137,7 @@ def test_a_frozen_record_takes_no_more_entries() -> None:
     frozen = merged(SNAPSHOT, A1, B1)
     assert frozen.merged(A2) is frozen
     assert frozen.merged(signed(b"new", epoch=2)) is frozen
-    assert author().next(frozen, JOINED) is None
+    assert author().next(frozen, JOINED, is_lost=False) is None
 
 
 @given(st.permutations([proof_of(A1, B1), proof_of(A2, B2), proof_of(A1, B2)]))
@@ -186,30 +186,29 @@ def test_refuses_an_entry_that(fields: dict[str, object], reason: str) -> None:
         signed(**({"update": b"xx"} | fields))  # type: ignore[arg-type]
 
 
-def test_an_author_that_lost_its_disk_goes_on_one_epoch_later() -> None:
-    """It has its newest chain from a peer, and a fresh client id."""
-    entry = author(client_id=8).next(
-        merged(*NEWEST, signed(b"?", epoch=7, seq=2, tail_bytes=9)), JOINED
-    )
+def test_an_author_that_lost_its_disk_goes_on_beyond_the_newest_epoch_that_is_known() -> None:
+    """Of the newest it may have signed more than anyone remembers: it does not touch it."""
+    remembered = merged(*NEWEST, signed(b"?", epoch=7, seq=2, tail_bytes=9))
+    entry = author(client_id=8, jump=10).next(remembered, JOINED, is_lost=True)
     assert entry is not None
-    assert (entry.epoch, entry.seq) == (8, 0)
+    assert (entry.epoch, entry.seq) == (17, 0)
     assert replica(*ENTRIES, entry).view(ALICE.peer) == JOINED
 
 
 def test_an_author_with_nothing_begins_at_the_epoch_it_drew() -> None:
-    entry = author(first_epoch=123_456).next(Record(ALICE.peer), JOINED)
+    entry = author(jump=123_456).next(Record(ALICE.peer), JOINED, is_lost=False)
     assert entry is not None
     assert (entry.epoch, entry.seq) == (123_456, 0)
 
 
 def test_an_author_whose_record_does_not_read_starts_a_new_epoch() -> None:
-    entry = author().next(merged(signed(b"no update")), JOINED)
+    entry = author().next(merged(signed(b"no update")), JOINED, is_lost=False)
     assert entry is not None
     assert (entry.epoch, entry.seq) == (2, 0)
 
 
 def test_an_author_writes_nothing_when_nothing_changed() -> None:
-    assert author().next(merged(*ENTRIES), CONTENT) is None
+    assert author().next(merged(*ENTRIES), CONTENT, is_lost=False) is None
 
 
 @pytest.mark.timeout(60)
@@ -218,7 +217,7 @@ def test_a_record_is_bounded_after_10_000_rounds() -> None:
     writer, record, content, most = author(), Record(ALICE.peer), JOINED, 0
     for round in range(10_000):
         content = after(content, round)
-        entry = writer.next(record, content)
+        entry = writer.next(record, content, is_lost=False)
         assert entry is not None
         record = record.merged(entry)
         most = max(most, sum(len(entry.update) + 200 for entry in record.chain))

@@ -62,11 +62,11 @@ from protocol.errors import Malformed
 from protocol.ids import PeerId
 
 HONEST = {
-    ALICE.peer: history(4, ALICE, first_epoch=2),
+    ALICE.peer: history(4, ALICE, jump=2),
     BOB.peer: history(3, BOB),
     CAROL.peer: history(0, CAROL),
 }
-OLD, _ = history(5, ALICE, first_epoch=1)
+OLD, _ = history(5, ALICE, jump=1)
 ENTRIES = OLD + [entry for entries, _ in HONEST.values() for entry in entries]
 WHOLE = replica(*ENTRIES)
 OPENING = signed(update_of({"totals": b"\x95\0\0\0\0\0"}), MALLORY)
@@ -247,9 +247,10 @@ def test_who_lost_its_disk_gets_its_newest_epoch_from_a_peer() -> None:
     body, _ = answer(WHOLE, newest_request(ALICE.peer))
     merge_newest(lost, body)
     assert holdings(lost) == {ALICE.peer: holdings(WHOLE)[ALICE.peer]}
-    entry = author(client_id=8).next(lost.record(ALICE.peer), JOINED)
+    entry = author(client_id=8, jump=5).next(lost.record(ALICE.peer), JOINED, is_lost=True)
     assert entry is not None
-    assert WHOLE.record(ALICE.peer).merged(entry).epoch >= WHOLE.record(ALICE.peer).epoch
+    assert (entry.epoch, entry.seq) == (7, 0)
+    assert replica(*ENTRIES, entry).view(ALICE.peer) == JOINED
 
 
 def test_a_record_at_all_its_limits_still_travels_in_bounded_messages() -> None:

@@ -1,0 +1,450 @@
+"""The owner of records: nodes on a network of dictionaries, real files, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import random
+import shutil
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import async_solipsism  # type: ignore[import-untyped]
+import pytest
+from record_samples import (
+    ALICE,
+    BOB,
+    CAROL,
+    JOINED,
+    OTHER_RUN,
+    RUN,
+    after,
+    author,
+    forged,
+    history,
+    holdings,
+    signed,
+)
+
+from crdt.record import Record
+from crdt.replica import Replica
+from crdt.schema import Content, Member, NoView
+from crdt.sync import Parcel, push_request
+from node.record_files import RecordFiles
+from node.records import ASK_S, RETRY_S, SYNC_S, Records
+from protocol import codec
+from protocol.envelope import Signer
+from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable
+from protocol.ids import PeerId, Round
+from protocol.rpc import A, Method, Q, RecordCall
+
+SETTLED_S = 2 * ASK_S
+"""Virtual seconds after which a node has written what it had to."""
+
+
+class FullDisk(RecordFiles):
+    """A directory that can be told to be full."""
+
+    is_full = False
+
+    def save(self, record: Record, *, durable: bool) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().save(record, durable=durable)
+
+
+@dataclass
+class Network:
+    """Calls between nodes; `cut` pairs do not reach each other."""
+
+    nodes: dict[PeerId, Node] = field(default_factory=dict)
+    cut: set[frozenset[PeerId]] = field(default_factory=set)
+    before_call: Callable[[PeerId, bytes], None] = lambda peer, body: None
+
+    def peers_of(self, me: PeerId) -> list[PeerId]:
+        return [
+            peer
+            for peer in sorted(self.nodes)
+            if peer != me and frozenset((me, peer)) not in self.cut
+        ]
+
+
+@dataclass
+class Port:
+    """`node.ports.Rpc` as one node has it."""
+
+    network: Network
+    me: PeerId
+
+    async def call(
+        self, peer: PeerId, method: Method[Q, A], request: Q, *, deadline_s: float | None = None
+    ) -> A:
+        assert isinstance(request, RecordCall)
+        self.network.before_call(self.me, request.body)
+        await asyncio.sleep(0.01)
+        if peer not in self.network.peers_of(self.me):
+            raise PeerUnavailable(peer, "cut off")
+        try:
+            answer = await self.network.nodes[peer].records.handle(self.me, request)
+        except Malformed as error:
+            raise PeerUnavailable(peer, f"refused: {error}") from error
+        return codec.decode(method.answer, codec.encode(answer), max_bytes=method.max_answer_bytes)
+
+
+class Node:
+    """One node: its own directory, its own replica; a restart is a new one over the same."""
+
+    def __init__(self, network: Network, directory: Path, signer: Signer, *, boot: int = 1) -> None:
+        self.peer = signer.peer
+        self.files = FullDisk(directory / signer.peer)
+        self.replica = Replica(RUN, reserved=[signer.peer])
+        self.blamed: list[tuple[PeerId, str]] = []
+        self.changes: list[PeerId] = []
+        self.records = Records(
+            author=author(signer, client_id=boot, jump=1000 * boot),
+            replica=self.replica,
+            files=self.files,
+            rpc=Port(network, signer.peer),
+            peers=lambda: network.peers_of(signer.peer),
+            changed=self.changes.extend,
+            blame=lambda peer, reason: self.blamed.append((peer, reason)),
+            rng=random.Random(boot),
+        )
+        network.nodes[signer.peer] = self
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.ensure_future(self.records.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def write(self, content: Content) -> None:
+        self.records.write(lambda old: content)
+
+
+def virtual(work: Coroutine[Any, Any, None]) -> None:
+    """Run it on a loop whose clock jumps."""
+    with (
+        warnings.catch_warnings(),
+        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
+    ):
+        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)
+        runner.run(work)
+
+
+@contextlib.asynccontextmanager
+async def swarm(directory: Path, *signers: Signer) -> AsyncIterator[tuple[Network, list[Node]]]:
+    """Running nodes whose first records are written."""
+    network = Network()
+    nodes = [Node(network, directory, signer) for signer in signers]
+    async with contextlib.AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node.running())
+            node.write(JOINED)
+        await asyncio.sleep(SETTLED_S)
+        yield network, nodes
+
+
+def test_what_one_node_writes_all_see_within_a_second(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB, CAROL) as (_, nodes):
+            nodes[0].write(after(JOINED, 1))
+            await asyncio.sleep(1.0)
+            for node in nodes:
+                assert node.records.views()[ALICE.peer] == after(JOINED, 1)
+                assert node.blamed == []
+            assert ALICE.peer in nodes[2].changes
+
+    virtual(story())
+
+
+def test_two_halves_go_on_and_are_equal_after_they_meet(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (network, (alice, bob)):
+            network.cut.add(frozenset((ALICE.peer, BOB.peer)))
+            for round in range(40):
+                for node in (alice, bob):
+                    node.records.write(partial(after, round=round))
+                await asyncio.sleep(0.5)
+            assert holdings(alice.replica) != holdings(bob.replica)
+            network.cut.clear()
+            await asyncio.sleep(3 * SYNC_S)
+            assert holdings(alice.replica) == holdings(bob.replica)
+            assert alice.records.views() == bob.records.views()
+            (view,) = {view.totals.rounds for view in alice.records.views().values()}  # type: ignore[union-attr]
+            assert view == 40
+
+    virtual(story())
+
+
+def test_no_peer_sees_an_entry_of_ours_before_it_is_on_disk(tmp_path: Path) -> None:
+    """Else a kill in between makes us sign the same place twice."""
+
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (network, (alice, _)):
+
+            def check(me: PeerId, body: bytes) -> None:
+                if me == ALICE.peer:
+                    disk = Replica(RUN)
+                    alice.files.load(disk)
+                    assert disk.record(me) == alice.replica.record(me)
+
+            network.before_call = check
+            for round in range(5):
+                alice.write(after(JOINED, round))
+                await asyncio.sleep(SYNC_S)
+            assert alice.replica.record(ALICE.peer).chain[-1].seq == 5
+
+    virtual(story())
+
+
+async def alice_until_killed(network: Network, directory: Path, killed: Path) -> None:
+    """Alice runs for a while and writes; `killed` is what a kill -9 would leave of her disk."""
+    alice = Node(network, directory, ALICE)
+    async with alice.running():
+        alice.write(after(JOINED, 1))
+        await asyncio.sleep(SETTLED_S)
+        shutil.copytree(directory / ALICE.peer, killed / ALICE.peer)
+    del network.nodes[ALICE.peer]
+
+
+def test_a_killed_node_goes_on_in_its_chain_from_disk(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, BOB) as (network, (bob,)):
+            killed = tmp_path / "killed"
+            await alice_until_killed(network, tmp_path, killed)
+            (killed / ALICE.peer / "half.new").write_bytes(b"half of a record")
+            alice = Node(network, killed, ALICE, boot=2)
+            before = alice.replica.record(ALICE.peer).chain
+            assert alice.records.views()[ALICE.peer] == after(JOINED, 1)
+            async with alice.running():
+                alice.records.write(lambda old: after(old, 2))
+                await asyncio.sleep(SETTLED_S)
+            chain = bob.replica.record(ALICE.peer).chain
+            assert (chain[:-1], len(chain)) == (before, len(before) + 1)
+            assert bob.records.views()[ALICE.peer] == after(after(JOINED, 1), 2)
+
+    virtual(story())
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda path: path.unlink(),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "junk": lambda path: path.write_bytes(b"junk"),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_node_that_lost_its_record_gets_it_from_peers_and_opens_an_epoch(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, BOB) as (network, (bob,)):
+            killed = tmp_path / "killed"
+            await alice_until_killed(network, tmp_path, killed)
+            path = killed / ALICE.peer / f"{ALICE.peer}.record"
+            DAMAGES[damage](path)
+            alice = Node(network, killed, ALICE, boot=2)
+            assert alice.replica.record(ALICE.peer) == Record(ALICE.peer)
+            assert path.with_suffix(".broken").exists() == (damage != "deleted")
+            async with alice.running():
+                alice.records.write(lambda old: after(old, 2))
+                await asyncio.sleep(SETTLED_S)
+            assert bob.records.views()[ALICE.peer] == after(after(JOINED, 1), 2)
+            (entry,) = bob.replica.record(ALICE.peer).chain
+            assert (entry.epoch, entry.seq) == (1000 + 2000, 0)
+
+    with caplog.at_level(logging.WARNING):
+        virtual(story())
+    told = [record for record in caplog.records if "record set aside" in record.message]
+    assert len(told) == (damage != "deleted")
+
+
+def test_a_full_disk_loses_nothing_and_publishes_nothing_until_it_has_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (_, (alice, bob)):
+            alice.files.is_full = True
+            alice.records.write(lambda old: after(old, 1))
+            assert not await alice.records.settled(2 * RETRY_S)
+            alice.records.write(lambda old: after(old, 2))
+            bob.write(after(JOINED, 7))
+            await asyncio.sleep(20 * SYNC_S)
+            assert bob.records.views()[ALICE.peer] == JOINED
+            assert alice.records.views()[BOB.peer] == after(JOINED, 7)
+            alice.files.is_full = False
+            assert await alice.records.settled(2 * RETRY_S)
+            await asyncio.sleep(SYNC_S)
+            assert bob.records.views()[ALICE.peer] == after(after(JOINED, 1), 2)
+            assert not bob.replica.record(ALICE.peer).proof
+
+    with caplog.at_level(logging.INFO):
+        virtual(story())
+    (error,) = (record.message for record in caplog.records if record.levelno == logging.ERROR)
+    assert "No space left on device" in error
+    assert "kept in memory" in error
+
+
+def test_records_of_others_are_on_disk_after_a_stop(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (_, (alice, _)):
+            pass
+        disk = Replica(RUN)
+        alice.files.load(disk)
+        assert holdings(disk) == holdings(alice.replica)
+        assert len(disk.authors()) == 2
+
+    virtual(story())
+
+
+def test_a_node_alone_writes_its_record_after_asking_in_vain(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = Node(Network(), tmp_path, ALICE)
+        async with node.running():
+            node.write(JOINED)
+            assert not await node.records.settled(ASK_S / 2)
+            assert await node.records.settled(ASK_S)
+            assert node.records.views() == {ALICE.peer: JOINED}
+            assert await node.records.settled(0.1)
+
+    virtual(story())
+
+
+def test_writes_come_together_in_one_entry(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (_, (alice,)):
+            for round in range(1, 5):
+                alice.records.write(partial(after, round=round))
+            assert await alice.records.settled(1.0)
+            (_, entry) = alice.replica.record(ALICE.peer).chain
+            assert entry.seq == 1
+
+    virtual(story())
+
+
+def test_a_change_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (_, (alice,)):
+            with pytest.raises(ValueError, match=r"member\.status is 'gone'"):
+                alice.records.write(
+                    lambda old: replace(old, member=Member(since=Round(0), status="gone"))
+                )
+            assert await alice.records.settled(0.1)
+            assert alice.records.views() == {ALICE.peer: JOINED}
+
+    virtual(story())
+
+
+def test_too_many_changes_before_the_record_is_known_are_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = Node(Network(), tmp_path, ALICE)
+        for _ in range(64):
+            node.write(JOINED)
+        with pytest.raises(LocalProtocolError, match="more than 64 changes"):
+            node.write(JOINED)
+
+    virtual(story())
+
+
+def test_two_nodes_with_one_key_are_found_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both began at the same epoch: a copied data directory."""
+
+    async def story() -> None:
+        network, elsewhere = Network(), Network()
+        async with Node(elsewhere, tmp_path / "copy", ALICE).running():
+            elsewhere.nodes[ALICE.peer].write(after(JOINED, 1))
+            await asyncio.sleep(SETTLED_S)
+            copied = elsewhere.nodes[ALICE.peer].replica.record(ALICE.peer).chain
+        async with Node(network, tmp_path, ALICE).running():
+            alice = network.nodes[ALICE.peer]
+            alice.write(JOINED)
+            await asyncio.sleep(SETTLED_S)
+            call = RecordCall(RUN, push_request(Parcel(copied)))
+            await alice.records.handle(BOB.peer, call)
+            await asyncio.sleep(SYNC_S)
+            assert isinstance(alice.records.views()[ALICE.peer], NoView)
+            alice.write(after(JOINED, 3))
+            assert await alice.records.settled(1.0)
+
+    with caplog.at_level(logging.ERROR):
+        virtual(story())
+    assert ["own record frozen" in record.message for record in caplog.records] == [True]
+
+
+def test_a_peer_that_breaks_the_protocol_is_blamed_and_harms_nothing(tmp_path: Path) -> None:
+    class Liar(Records):
+        async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
+            return RecordCall(call.run, b"nonsense")
+
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (network, (alice,)):
+            liar = Node(network, tmp_path, BOB)
+            liar.records.__class__ = Liar
+            await asyncio.sleep(2 * SYNC_S)
+            assert {peer for peer, _ in alice.blamed} == {BOB.peer}
+            assert "answered records/1 with" in alice.blamed[0][1]
+            assert alice.records.views() == {ALICE.peer: JOINED}
+
+    virtual(story())
+
+
+def test_a_call_of_another_run_or_with_a_forged_entry_is_malformed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (_, (alice,)):
+            entries, _ = history(1, BOB)
+            body = push_request(Parcel((entries[0], forged(entries[1]))))
+            with pytest.raises(Malformed, match="records of the run 6f6f6f6f"):
+                await alice.records.handle(BOB.peer, RecordCall(OTHER_RUN, body))
+            with pytest.raises(Malformed, match="not signed by"):
+                await alice.records.handle(BOB.peer, RecordCall(RUN, body))
+            assert alice.replica.record(BOB.peer).chain == (entries[0],)
+            assert alice.changes[-1] == BOB.peer
+
+    virtual(story())
+
+
+def test_a_push_dies_out(tmp_path: Path) -> None:
+    """Who heard the news before does not pass it on again."""
+
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB, CAROL) as (network, nodes):
+            pushes: list[PeerId] = []
+            network.before_call = lambda me, body: (
+                pushes.append(me) if body[1:2] == b"\x06" else None
+            )
+            nodes[0].write(after(JOINED, 1))
+            await asyncio.sleep(SYNC_S)
+            assert set(pushes) <= {node.peer for node in nodes}
+            pushes.clear()
+            await asyncio.sleep(10 * SYNC_S)
+            assert pushes == []
+
+    virtual(story())
+
+
+def test_a_hostile_authors_record_comes_back_from_disk_as_it_is(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (network, (alice,)):
+            call = RecordCall(RUN, push_request(Parcel((signed(b"\x01\x00\x09\0\0", BOB),))))
+            await alice.records.handle(BOB.peer, call)
+        again = Node(network, tmp_path, ALICE, boot=2)
+        assert again.records.views() == {
+            ALICE.peer: JOINED,
+            BOB.peer: NoView("unreadable: found 0, at least 1"),
+        }
+
+    virtual(story())
