@@ -51,7 +51,12 @@ class Block(nn.Module):
         B, T, C = x_BTC.shape
         heads = self.qkv(x_BTC).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, T, C / heads)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if x_BTC.device.type == "cpu":
+            # TRAP: in bf16 the CPU's flash attention takes seven times as long going back.
+            with torch.autocast("cpu", enabled=False):
+                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.attention_out(y.transpose(1, 2).reshape(B, T, C))
         return out
 
