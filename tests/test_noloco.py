@@ -19,6 +19,7 @@ from protocol.messages import (
 from protocol.spec import NolocoConfig
 from trainers.machine import (
     ApplyOuter,
+    AskAgain,
     Blame,
     Closed,
     CloseInner,
@@ -193,7 +194,10 @@ def test_the_partner_promises_and_applies_only_on_commit() -> None:
     assert alice.handle(Received(BOB, propose("b")), 4.0) == []  # kept until the snapshot
     effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 4.0)
     assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
-    assert but_waits(alice.handle(Fetched(payload("b")), 5.0)) == [Send(BOB, Have(THEIRS))]
+    assert but_waits(alice.handle(Fetched(payload("b")), 5.0)) == [
+        Send(BOB, Have(THEIRS)),
+        SetTimer(10.0, AskAgain(payload("b"))),
+    ]
     assert alice.handle(Received(BOB, Commit(THEIRS)), 6.0) == [
         ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
     ]
@@ -272,12 +276,16 @@ def test_the_proposer_aborts_at_the_deadline_and_again_when_asked() -> None:
 
 def test_a_partner_in_doubt_asks_and_believes_the_presence() -> None:
     alice = partner()
-    assert but_waits(alice.handle(TimerFired(ExchangeDeadline(payload("b"))), 28.0)) == [
+    assert alice.handle(TimerFired(AskAgain(payload("b"))), 14.0) == [
         Send(BOB, Have(THEIRS)),
+        SetTimer(19.0, AskAgain(payload("b"))),
+    ]
+    assert but_waits(alice.handle(TimerFired(ExchangeDeadline(payload("b"))), 28.0)) == [
         SetTimer(48.0, DoubtDeadline(payload("b"))),
     ]
     seen = DecisionsSeen(BOB, (Decision(payload("b"), payload("a")),))
     assert alice.handle(seen, 30.0) == [ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)]
+    assert alice.handle(TimerFired(AskAgain(payload("b"))), 30.1) == []
 
 
 @pytest.mark.parametrize("accepted", [payload("c"), None])

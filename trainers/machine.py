@@ -282,13 +282,20 @@ class ExchangeDeadline:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAgain:
+    """No decision about `proposed` since our last receipt: send it once more."""
+
+    proposed: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class DoubtDeadline:
     """Nobody told what the proposer of `proposed` decided: go on alone."""
 
     proposed: Digest
 
 
-Timer = ProposalDeadline | SearchDeadline | ExchangeDeadline | DoubtDeadline
+Timer = ProposalDeadline | SearchDeadline | ExchangeDeadline | AskAgain | DoubtDeadline
 Event = (
     MembersChanged
     | Received

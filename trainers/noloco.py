@@ -112,7 +112,8 @@ class Noloco:
             case SendFailed(to, message):
                 pairing.on_send_failed(to, message, now)
             case DecisionsSeen(proposer, decisions):
-                pairing.on_decisions(proposer, decisions, now)
+                for decision in decisions:
+                    pairing.on_decision(proposer, decision.proposed, decision.accepted, now)
             case InnerDone(steps, tokens):
                 self._on_inner_done(steps, tokens, now)
             case SnapshotDone(round, digest, size_bytes):

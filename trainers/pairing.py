@@ -8,9 +8,8 @@ and later tries those first who asked: where speeds differ 1 : 4 : 16 and propos
 peers in training, the fastest have 18 % of their exchanges, so they have 86 %.
 
 No exchange of acknowledgements can make both sides decide alike, so *the proposer decides*:
-the partner promises with `Have`, and does what the proposer tells it.  A partner in doubt
-repeats its `Have`, reads the proposer's presence, and goes on alone at twice the deadline
-(`half`).  `Have` and `Commit` are signed receipts.
+the partner promises with `Have`, repeats it until it hears or reads in presence what the
+proposer decided, and goes alone at twice the deadline (`half`).  Both are signed receipts.
 
 `Pairing` handles one payload at a time; the trainer opens it with a payload and looks at
 `result`.  Effects go into the trainer's own list.
@@ -27,7 +26,6 @@ from protocol.messages import (
     Abort,
     Accept,
     Commit,
-    Decision,
     Exchange,
     Have,
     Message,
@@ -36,6 +34,7 @@ from protocol.messages import (
 )
 from protocol.spec import NolocoConfig
 from trainers.machine import (
+    AskAgain,
     Blame,
     DoubtDeadline,
     Effect,
@@ -80,8 +79,6 @@ class Pairing:
         self._proposed_to: PeerId | None = None
         self._pair: Pair | None = None
         self._decisions = Decisions()
-
-    # --- what the trainer does ------------------------------------------------------------
 
     def open(self, mine: Payload, now: float) -> None:
         """Look for a partner for this payload."""
@@ -154,14 +151,21 @@ class Pairing:
             case Have(exchange):
                 self._on_have(sender, exchange, now)
             case Commit(exchange):
-                self._on_decision(sender, exchange.proposer_digest, exchange.partner_digest, now)
+                self.on_decision(sender, exchange.proposer_digest, exchange.partner_digest, now)
             case Abort(proposed):
-                self._on_decision(sender, proposed, None, now)
+                self.on_decision(sender, proposed, None, now)
 
-    def on_decisions(self, proposer: PeerId, decisions: tuple[Decision, ...], now: float) -> None:
-        """Read a proposer's presence, which answers a doubt as well as a message does."""
-        for decision in decisions:
-            self._on_decision(proposer, decision.proposed, decision.accepted, now)
+    def on_decision(self, peer: PeerId, name: Digest, accepted: Digest | None, now: float) -> None:
+        """What the proposer `peer` told in a message or in its presence: a doubt is over."""
+        pair = self._open_pair(name)
+        if pair is None or pair.i_decide or pair.peer != peer:
+            return
+        if accepted != pair.exchange.partner_digest:
+            self._out.append(Release(pair.theirs))
+            self._pair = None
+            self._next(peer, now)
+        elif pair.have:
+            self.result = pair
 
     def on_send_failed(self, to: PeerId, message: Message, now: float) -> None:
         """What was not sent may have arrived all the same, so who has promised keeps to it."""
@@ -183,8 +187,8 @@ class Pairing:
         elif not pair.fetched:
             self._pair = replace(pair, fetched=True, have=pair.have or not pair.i_decide)
             if not pair.i_decide:
-                self._send(pair.peer, Have(pair.exchange))
                 self._out.append(Wait("the proposer's decision", pair.peer, pair.until))
+                self._ask(pair.exchange.proposer_digest, now)
             self._agree()
 
     def on_timer(self, timer: Timer, now: float) -> None:
@@ -198,6 +202,8 @@ class Pairing:
                     self.shut("no partner by the deadline")
             case ExchangeDeadline(proposed):
                 self._on_exchange_deadline(proposed, now)
+            case AskAgain(proposed):
+                self._ask(proposed, now)
             case DoubtDeadline(proposed):
                 pair = self._open_pair(proposed)
                 if pair and not pair.i_decide:
@@ -307,16 +313,12 @@ class Pairing:
         if pair and pair.i_decide and pair.fetched and pair.have:
             self.result = pair
 
-    def _on_decision(self, peer: PeerId, name: Digest, accepted: Digest | None, now: float) -> None:
-        pair = self._open_pair(name)
-        if pair is None or pair.i_decide or pair.peer != peer:
-            return
-        if accepted != pair.exchange.partner_digest:
-            self._out.append(Release(pair.theirs))
-            self._pair = None
-            self._next(peer, now)
-        elif pair.have:
-            self.result = pair
+    def _ask(self, proposed: Digest, now: float) -> None:
+        """Send our receipt, again and again while there is no decision."""
+        pair = self._open_pair(proposed)
+        if pair and pair.have and not pair.i_decide:
+            self._send(pair.peer, Have(pair.exchange))
+            self._out.append(SetTimer(now + self._config.proposal_deadline_s, AskAgain(proposed)))
 
     def _on_exchange_deadline(self, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
@@ -324,12 +326,10 @@ class Pairing:
             self._fail(pair, now)
         elif pair:
             until = now + self._config.exchange_deadline_s
-            self._send(pair.peer, Have(pair.exchange))  # in doubt: ask
             self._out.append(SetTimer(until, DoubtDeadline(proposed)))
             self._out.append(Wait("the proposer's decision (in doubt)", pair.peer, until))
 
     def _fail(self, pair: Pair, now: float) -> None:
-        """This exchange came to nothing; look for another partner while there is time."""
         self._give_up(pair)
         self._next(pair.peer, now)
 
