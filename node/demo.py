@@ -111,7 +111,8 @@ def main(options: Options) -> int:
     result = _report(outcome, baseline)
     if options.json_file:
         options.json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n")
-    console.print(report.tables(result))
+    if result.nodes:
+        console.print(report.tables(result))
     for failure in filter(None, (outcome.failure, baseline and baseline.failure)):
         Console(stderr=True, soft_wrap=True).print(f"shoal demo: {failure}", markup=False)
     return 0 if result.ok else 1
