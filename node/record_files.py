@@ -7,8 +7,11 @@ name, for a person to look at, and its author's record comes back from the other
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from crdt.record import MAX_PROOF_BYTES, MAX_RECORD_BYTES, Record
@@ -24,11 +27,18 @@ MAX_FILE_BYTES = max(MAX_RECORD_BYTES, MAX_PROOF_BYTES) + 64
 """A record or a proof, and the frame of the parcel around it."""
 
 
+RETRY_S = 5.0
+"""Until a disk that refused is asked again."""
+
+
 class RecordFiles:
     """The directory of one run's records; nobody else writes there."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._refuses = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
+        """One, so that writes of one file cannot overtake each other."""
 
     def load(self, replica: Replica) -> None:
         """Merge all files into `replica`; never raises for what is in them.
@@ -54,6 +64,37 @@ class RecordFiles:
                 )
                 path.replace(path.with_suffix(".broken"))
 
+    async def saved(self, records: Sequence[Record], *, durable: bool) -> bool:
+        """Save in a thread; False, and one sentence in the log, if the disk refuses.
+
+        No deadline: a write that we gave up on could still overtake the next one.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._save_all, records, durable)
+        except OSError as error:
+            if not self._refuses:
+                log.error(
+                    "records not saved: %s; they are kept in memory and nothing of ours is "
+                    "published until the disk takes it, tried again every %g s; free some space",
+                    error,
+                    RETRY_S,
+                )
+            self._refuses = True
+            return False
+        if self._refuses:
+            log.info("records saved again: the disk takes writes")
+        self._refuses = False
+        return True
+
+    def close(self, last: Sequence[Record]) -> None:
+        """Save these, after all that is being saved, and no more."""
+        self._thread.shutdown(wait=True)
+        try:
+            self._save_all(last, False)
+        except OSError as error:
+            log.warning("records of others not saved: %s; they will be fetched again", error)
+
     def save(self, record: Record, *, durable: bool) -> None:
         """Replace the record's file.
 
@@ -73,6 +114,10 @@ class RecordFiles:
         new.replace(self._directory / f"{record.author}.record")
         if durable:
             self._sync_directory()
+
+    def _save_all(self, records: Sequence[Record], durable: bool) -> None:
+        for record in records:
+            self.save(record, durable=durable)
 
     def _sync_directory(self) -> None:
         directory = os.open(self._directory, os.O_RDONLY)

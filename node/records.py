@@ -18,16 +18,15 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from crdt import sync
 from crdt.author import Author
-from crdt.record import Entry, Proof, Record
+from crdt.record import Entry, Proof
 from crdt.replica import Replica
 from crdt.schema import Content, NoView, View
 from node.ports import Rpc
-from node.record_files import RecordFiles
+from node.record_files import RETRY_S, RecordFiles
 from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import Digest, PeerId, short
 from protocol.rpc import RECORDS, RecordCall
@@ -56,8 +55,6 @@ SAVE_TICKS = 5
 WRITE_S = 1.0
 """Between two entries of ours; what is written meanwhile comes together in the next one.  Also
 the pace at which two nodes with one key would fight over their record."""
-RETRY_S = 5.0
-"""Until a disk that refused is asked again."""
 
 Change = Callable[[Content], Content]
 
@@ -105,9 +102,6 @@ class Records:
         self._proofs: list[Proof] = []
         self._unsaved: set[PeerId] = set()
         self._pushing: set[PeerId] = set()
-        self._disk_refuses = False
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
-        """One, so that writes of one file cannot overtake each other."""
         files.load(replica)
         replica.take_changed()
         self._on_disk = replica.record(self._me)
@@ -166,11 +160,7 @@ class Records:
                 tasks.create_task(self._push(tasks), name="records: push")
                 tasks.create_task(self._compare(), name="records: compare")
         finally:
-            self._disk.shutdown(wait=True)  # what is being written comes before the last
-            try:
-                self._save([self._replica.record(other) for other in sorted(self._unsaved)], False)
-            except OSError as error:
-                log.warning("records of others not saved: %s; they will be fetched again", error)
+            self._files.close([self._replica.record(other) for other in sorted(self._unsaved)])
 
     # --- our own record -----------------------------------------------------------------
 
@@ -231,7 +221,7 @@ class Records:
         entry = self._author.next(record, content, is_lost=is_lost)
         aim = record.merged(entry) if entry else record
         if aim != self._on_disk:
-            if not await self._saved([aim], durable=True):
+            if not await self._files.saved([aim], durable=True):
                 return False
             self._on_disk = aim
         if self._replica.record(self._me) != record:
@@ -324,36 +314,8 @@ class Records:
                 self._due.set()  # it may not say what we want it to say
             self._changed(changed)
 
-    # --- disk ---------------------------------------------------------------------------
-
     async def _save_others(self) -> None:
         due, self._unsaved = self._unsaved, set()
-        if not await self._saved([self._replica.record(author) for author in sorted(due)]):
+        records = [self._replica.record(author) for author in sorted(due)]
+        if not await self._files.saved(records, durable=False):
             self._unsaved |= due
-
-    async def _saved(self, records: Sequence[Record], *, durable: bool = False) -> bool:
-        """Save in the disk's thread; False, and one sentence in the log, if it refuses.
-
-        No deadline: a write that we gave up on could still overtake the next one.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._disk, self._save, records, durable)
-        except OSError as error:
-            if not self._disk_refuses:
-                log.error(
-                    "records not saved: %s; they are kept in memory and nothing of ours is "
-                    "published until the disk takes it, tried again every %g s; free some space",
-                    error,
-                    RETRY_S,
-                )
-            self._disk_refuses = True
-            return False
-        if self._disk_refuses:
-            log.info("records saved again: the disk takes writes")
-        self._disk_refuses = False
-        return True
-
-    def _save(self, records: Sequence[Record], durable: bool) -> None:
-        for record in records:
-            self._files.save(record, durable=durable)

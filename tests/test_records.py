@@ -36,8 +36,8 @@ from crdt.record import Record
 from crdt.replica import Replica
 from crdt.schema import Content, Member, NoView
 from crdt.sync import Parcel, push_request
-from node.record_files import RecordFiles
-from node.records import ASK_S, RETRY_S, SYNC_S, Records
+from node.record_files import RETRY_S, RecordFiles
+from node.records import ASK_S, SYNC_S, Records
 from protocol import codec
 from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable
