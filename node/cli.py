@@ -285,7 +285,9 @@ def data_fetch(
 @app.command()
 def demo(
     nodes: Annotated[int, typer.Option(help="Nodes, 1 to 16.")] = 4,
-    steps: Annotated[int, typer.Option(help="Inner steps of each node.")] = 120,
+    steps: Annotated[
+        int | None, typer.Option(help="Inner steps of each node.  [default: as the run file has]")
+    ] = None,
     kill_one: Annotated[
         bool, typer.Option("--kill-one", help="Kill a node in the middle.")
     ] = False,

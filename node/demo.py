@@ -57,8 +57,8 @@ class Options:
     """What the person asked for."""
 
     nodes: int
-    steps: int
-    """Inner steps of each node."""
+    steps: int | None
+    """Inner steps of each node; None: those of the run file."""
     kill_one: bool
     late_join: bool
     baseline: bool
@@ -72,7 +72,7 @@ class Options:
                 f"command line: --nodes is {self.nodes}, expected {least} to {MAX_NODES}: one is "
                 "left after --kill-one and before --late-join"
             )
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise ConfigError(f"command line: --steps is {self.steps}, expected 1 or more")
         if self.json_file and not self.json_file.absolute().parent.is_dir():
             raise ConfigError(
@@ -93,9 +93,10 @@ class _Outcome:
 def main(options: Options) -> int:
     """Run the demo; its exit status."""
     console = Console()
-    draft = read_run_file(RUN_FILE)
-    rounds = max(1, round(options.steps / draft.trainer.inner_steps))
-    draft = replace(draft, rounds=rounds, min_members=options.nodes - options.late_join)
+    draft = replace(read_run_file(RUN_FILE), min_members=options.nodes - options.late_join)
+    if options.steps:
+        rounds = max(1, round(options.steps / draft.trainer.inner_steps))
+        draft = replace(draft, rounds=rounds)
     alone = replace(options, nodes=1, kill_one=False, late_join=False)
     baseline = None
     with _directory(options.keep) as root:
