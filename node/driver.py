@@ -190,16 +190,18 @@ class Driver:
 
     async def _next(self) -> tuple[Event, int | None]:
         """The earliest timer that is due, else what was posted first."""
-        left_s = self._timers[0][0] - self._clock() if self._timers else None
-        if left_s is not None and left_s < -STOPPED_S:
-            left_s = self._catch_up()
-        try:
-            if left_s is None or left_s > 0:
-                async with asyncio.timeout(left_s):
-                    return await self._inbox.get()
-        except TimeoutError:
-            pass
-        return TimerFired(heapq.heappop(self._timers)[2]), None
+        while True:
+            left_s = self._timers[0][0] - self._clock() if self._timers else None
+            if left_s is not None and left_s < -STOPPED_S:
+                left_s = self._catch_up()
+            try:
+                if left_s is None or left_s > 0:
+                    async with asyncio.timeout(left_s):
+                        return await self._inbox.get()
+            except TimeoutError:
+                if self._timers[0][0] - self._clock() < -STOPPED_S:
+                    continue
+            return TimerFired(heapq.heappop(self._timers)[2]), None
 
     def _catch_up(self) -> float:
         """Put off what fell due while the process stood still; seconds until the next timer."""

@@ -42,6 +42,7 @@ from trainers.machine import (
     OuterFailed,
     OuterRefused,
     Publish,
+    Received,
     Release,
     Resumed,
     RunInner,
@@ -272,6 +273,36 @@ def test_timers_fire_at_their_time_and_past_ones_at_once() -> None:
         (0.0, TimerFired(past)),
         (4.0, TimerFired(early)),
         (9.0, TimerFired(late)),
+    ]
+
+
+def test_a_process_that_stood_still_reads_its_messages_before_its_timers_fire() -> None:
+    script = Script(SetTimer(10.0, DoubtDeadline(X)))
+    stopped_s = 0.0
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        driver = Driver(
+            script,
+            learner=Worker(),
+            network=Wire(),
+            journal=Notes(),
+            clock=lambda: loop.time() + stopped_s,
+        )
+        await driver.post(ONCE)
+        running = asyncio.create_task(driver.run())
+        await asyncio.sleep(5.0)
+        nonlocal stopped_s
+        stopped_s = 100.0
+        await asyncio.sleep(5.5)  # the loop wakes for the timer, then the sockets are read
+        await driver.post(Received(BOB, abort(1)))
+        await asyncio.sleep(5.0)
+        running.cancel()
+
+    in_virtual_time(main())
+    assert script.heard == [
+        (110.5, Received(BOB, abort(1))),
+        (111.0, TimerFired(DoubtDeadline(X))),
     ]
 
 

@@ -454,6 +454,16 @@ def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:
     assert alice.handle(Resumed(Round(0)), 15.0) == [RunInner(Round(0), 8)]
 
 
+def test_a_payload_that_a_new_worker_made_again_is_open_again() -> None:
+    alice = proposer()
+    alice.handle(InnerFailed("killed"), 10.0)
+    alice.handle(Resumed(Round(0)), 15.0)
+    alice.handle(InnerDone(8, 400), 23.0)
+    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 23.0)
+    assert effects[1] == Publish(())
+    assert Send(BOB, propose("a")) in effects
+
+
 def test_two_refuse_to_take_a_third() -> None:
     alice = proposer()
     assert alice.handle(Received(CAROL, propose("c")), 10.0) == [

@@ -30,19 +30,20 @@ class ToyLearner:
         self.phi_P: Vector = np.zeros_like(target_P)
         self.delta_P: Vector = np.zeros_like(target_P)
         self._at_snapshot_P: Vector | None = None
-        self._snapshots = 0
 
     def train(self, round: Round, steps: int) -> None:
         """Make inner steps."""
         self.theta_P = self.target_P + (1 - PULL) ** steps * (self.theta_P - self.target_P)
 
     def snapshot(self, round: Round) -> tuple[Digest, int, object]:
-        """The one vector v = beta theta - (beta - gamma) phi, and theta kept for later."""
+        """The one vector v = beta theta - (beta - gamma) phi, and theta kept for later.
+
+        As a real one it has the same name again when the same steps are made once more.
+        """
         beta, gamma = self.config.beta, self.config.gamma
-        self._snapshots += 1
         self._at_snapshot_P = self.theta_P
-        name = digest_of(f"{self.me}/{self._snapshots}".encode())
-        return name, PAYLOAD_BYTES, beta * self.theta_P - (beta - gamma) * self.phi_P
+        v_P = np.round(beta * self.theta_P - (beta - gamma) * self.phi_P, 9)
+        return digest_of(self.me.encode() + v_P.tobytes()), PAYLOAD_BYTES, v_P
 
     def outer(self, mine: object, theirs: object | None, my_weight: float) -> None:
         """Move phi by the pair's mean, and theta by what phi moved away from the snapshot."""

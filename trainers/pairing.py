@@ -55,9 +55,7 @@ from trainers.pairs import (
     Decisions,
     Pair,
     Payload,
-    acceptance_of,
     exchange_between,
-    pair_in,
 )
 
 
@@ -83,6 +81,8 @@ class Pairing:
     def open(self, mine: Payload, now: float) -> None:
         """Look for a partner for this payload."""
         self.mine = mine
+        if (decisions := self._decisions.forget(mine.digest)) is not None:
+            self._out.append(Publish(decisions))
         self._until = now + self._config.exchange_deadline_s
         self._out.append(SetTimer(self._until, SearchDeadline(mine.digest)))
         self._out.append(Wait("a partner", None, self._until))
@@ -284,7 +284,7 @@ class Pairing:
     def _begin(self, exchange: Exchange, now: float) -> None:
         assert self.mine is not None
         until = now + self._config.exchange_deadline_s
-        pair = self._pair = pair_in(exchange, self._me, until)
+        pair = self._pair = Pair.of(exchange, self._me, until)
         self._proposed_to = None
         self.candidates.held.pop(pair.peer, None)
         self.refuse_held("taken", self.mine.round)
@@ -296,7 +296,7 @@ class Pairing:
     def _on_have(self, sender: PeerId, exchange: Exchange, now: float) -> None:
         proposed, mine = exchange.proposer_digest, self.mine
         if mine and mine.digest == proposed and self._proposed_to == sender:  # its Accept was lost
-            self._on_accept(sender, acceptance_of(exchange, mine.size_bytes), now)
+            self._on_accept(sender, mine.counterpart(exchange).accept(proposed), now)
         pair = self._pair
         if pair and pair.i_decide and pair.exchange == exchange:
             self._pair = replace(pair, have=True)

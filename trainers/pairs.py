@@ -52,6 +52,11 @@ class Payload:
         """The answer to an offer."""
         return Accept(proposed, self.round, self.digest, self.size_bytes, self.tokens)
 
+    def counterpart(self, exchange: Exchange) -> Payload:
+        """What the partner must have accepted our offer with, as its receipt says."""
+        theirs, tokens = exchange.partner_digest, exchange.partner_tokens
+        return Payload(exchange.round, theirs, self.size_bytes, tokens)
+
 
 def exchange_between(
     proposer: PeerId,
@@ -71,12 +76,6 @@ def exchange_between(
         proposer_tokens=min(proposed.tokens, max_tokens),
         partner_tokens=min(accepted.tokens, max_tokens),
     )
-
-
-def acceptance_of(exchange: Exchange, size_bytes: int) -> Accept:
-    """What the partner must have said before it sent its receipt of this exchange."""
-    theirs, tokens = exchange.partner_digest, exchange.partner_tokens
-    return Accept(exchange.proposer_digest, exchange.round, theirs, size_bytes, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +100,12 @@ class Pair:
     have: bool = False
     """The partner's `Have` is received (proposer) or sent (partner)."""
 
-
-def pair_in(exchange: Exchange, me: PeerId, until: float) -> Pair:
-    """The pair of this exchange, as one of the two sees it."""
-    if exchange.proposer == me:
-        return Pair(exchange.partner, exchange, True, exchange.partner_digest, until)
-    return Pair(exchange.proposer, exchange, False, exchange.proposer_digest, until)
+    @classmethod
+    def of(cls, exchange: Exchange, me: PeerId, until: float) -> Pair:
+        """The pair of this exchange, as one of the two sees it."""
+        if exchange.proposer == me:
+            return cls(exchange.partner, exchange, True, exchange.partner_digest, until)
+        return cls(exchange.proposer, exchange, False, exchange.proposer_digest, until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +179,16 @@ class Decisions:
         self._ends[mine] = exchange
         for old in list(self._ends)[:-REMEMBERED]:
             del self._ends[old]
+        return self._newest()
+
+    def forget(self, mine: Digest) -> tuple[Decision, ...] | None:
+        """Our payload is offered again: a worker that restarts makes the same one once more."""
+        if mine not in self._ends:
+            return None
+        del self._ends[mine]
+        return self._newest()
+
+    def _newest(self) -> tuple[Decision, ...]:
         newest = list(self._ends.items())[-MAX_DECISIONS:]
         return tuple(Decision(d, e.partner_digest if e else None) for d, e in newest)
 
