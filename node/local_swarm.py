@@ -20,14 +20,16 @@ from pathlib import Path
 from node.api import ApiClient, Status
 from protocol.errors import ConfigError, ShoalError
 
-END_DEADLINE_S = 2.0
-"""From SIGTERM to SIGKILL; everything is to end within three seconds."""
+END_DEADLINE_S = 1.5
+"""From SIGTERM to SIGKILL; everything is to end within three seconds, on a busy machine, too."""
 LOG_TAIL_LINES = 20
 ENDED = ("finished", "leaving")
 """States of a node after its last round."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 FAREWELL_S = 0.5
 """To be reaped after SIGKILL; a process in an uninterruptible wait may take longer."""
+GONE_POLL_S = 0.01
+"""The kernel tells the end of a child, not that of a child's child."""
 ROOT = Path(__file__).parents[1]
 """Where `python -m node.cli` finds the packages, installed or not."""
 
@@ -146,7 +148,7 @@ class LocalSwarm:
         return printed
 
     async def end(self) -> None:
-        """End every node and helper: SIGTERM, two seconds, SIGKILL."""
+        """End every node and helper: SIGTERM, then SIGKILL for what is left."""
         processes = [child.process for child in self.children if not child.swept]
         processes += [process for process in self._helpers if process.returncode is None]
         for process in processes:
@@ -154,7 +156,7 @@ class LocalSwarm:
         await _reaped(processes, END_DEADLINE_S)
         for process in processes:
             _signal(process, signal.SIGKILL)  # the worker too, if it outlived its node
-        await _reaped(processes, FAREWELL_S)
+        await _gone(processes, FAREWELL_S)
         for child in self.children:
             child.swept = True
 
@@ -189,6 +191,18 @@ async def _reaped(processes: Sequence[asyncio.subprocess.Process], for_s: float)
         return
 
 
+async def _gone(processes: Sequence[asyncio.subprocess.Process], for_s: float) -> None:
+    """Wait until nobody is left in any of the groups, workers included."""
+    try:
+        async with asyncio.timeout(for_s):
+            for process in processes:
+                await process.wait()
+                while _signal(process, 0):  # noqa: ASYNC110  only the kernel knows
+                    await asyncio.sleep(GONE_POLL_S)
+    except TimeoutError:
+        return
+
+
 def _tail(log: Path) -> list[str]:
     with log.open(errors="replace") as file:
         return [line.rstrip() for line in deque(file, LOG_TAIL_LINES)]
@@ -210,8 +224,10 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
             return
 
 
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+def _signal(process: asyncio.subprocess.Process, number: int) -> bool:
+    """Send a signal to the whole group; whether anybody is left in it."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
-        return
+        return False
+    return True
