@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from small_run import MODEL, SmallRun, small_run
 
 from node import learner as learner_module
 from node import worker_life
@@ -26,7 +27,6 @@ from protocol.ids import Digest, Round
 from protocol.messages import Checkpoint
 from protocol.payload import num_parameters, payload_bytes
 from protocol.spec import NolocoConfig
-from tests.small_run import MODEL, SmallRun, small_run
 
 pytestmark = [pytest.mark.libp2p, pytest.mark.timeout(120)]
 

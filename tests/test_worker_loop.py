@@ -4,13 +4,13 @@ import queue
 from pathlib import Path
 
 import torch
+from small_run import small_run
 
 from node.worker_files import Fast
 from node.worker_loop import Goal, TrainingLoop
 from node.worker_session import initial_slow
 from node.worker_wire import InnerDone
 from protocol.ids import PeerId, Round
-from tests.small_run import small_run
 from trainers.inner import Moments
 
 WAIT_S = 15.0

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import SmallRun, small_run
 
 from node.worker_files import Slow, checkpoint_bytes
 from node.worker_session import initial_slow
 from node.yardstick import measure
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
-from tests.small_run import SmallRun, small_run
 
 
 def snapshot(run: SmallRun, name: str, shift: float, of_run: RunId | None = None) -> Path:
