@@ -35,6 +35,8 @@ class Journal:
     waits: Waits
     write: Callable[[Callable[[Content], Content]], None]
     """Changes our own record."""
+    speak: Callable[[], None]
+    """Lets the others hear of a new state now, not with the next presence."""
     state: str = "serving"
     round: Round = FIRST_ROUND
     rounds: Rounds = field(default_factory=Rounds)
@@ -44,6 +46,11 @@ class Journal:
     loss: float = 0.0
     spreads: list[float] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def enter(self, state: str) -> None:
+        """A new state of the training; see `node.training`."""
+        self.state = state
+        self.speak()
 
     def publish(self, decisions: tuple[Decision, ...]) -> None:
         """They go out with the next presence, within a second."""
@@ -78,8 +85,8 @@ class Journal:
         ))  # fmt: skip
 
     def finished(self, finished: Finished) -> None:
-        self.state = "finished"
         self.round = finished.round
+        self.enter("finished")
         self.waits.end("round")
         self.ended.set()
         log.info("run finished: round=%d", finished.round)

@@ -82,7 +82,9 @@ class Member:
         self._arena = Arena(world.config.memory_bytes)
         self._services: Services | None = None
         view = PresenceView(held.run, self._me, self._rng)
-        self.journal = Journal(self._me, world.waits, self._write)
+        self.journal = Journal(
+            self._me, world.waits, self._write, speak=lambda: self.presence.speak()
+        )
         self.presence = PresenceService(
             run=held.run,
             signer=world.signer,
@@ -134,7 +136,7 @@ class Member:
 
     async def leave(self) -> None:
         """Say goodbye for good: in our record, and to who is alive."""
-        self.journal.state = "leaving"
+        self.journal.enter("leaving")
         if self.records:
             self._write(_with_status("left"))
             await self.records.settled(GOODBYE_S)

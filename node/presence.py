@@ -9,6 +9,7 @@ view is small whatever the size of the swarm, and so is the traffic: see `TICK_S
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class PresenceService:
         self._changed = changed
         self._blame = blame
         self._clock = clock
+        self._soon = asyncio.Event()
         self._seq = 0
         self._leaving = False
         self._pushing: set[PeerId] = set()
@@ -104,6 +106,10 @@ class PresenceService:
     def live(self) -> tuple[Presence, ...]:
         """The peers that are there now, by id, without this node."""
         return self._view.live(self._clock())
+
+    def speak(self) -> None:
+        """What this node says of itself has changed: say it now, not at the next tick."""
+        self._soon.set()
 
     async def run(self) -> None:
         """Gossip until cancelled."""
@@ -119,7 +125,10 @@ class PresenceService:
                 for peer in self._view.targets(now):
                     pushes.create_task(self.meet(peer))
                 self._tell()
-                await asyncio.sleep(TICK_S)
+                self._soon.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._soon.wait()
 
     async def meet(self, peer: PeerId) -> None:
         """Exchange entries with `peer`, which need not be in the view; never raises for it."""

@@ -114,9 +114,9 @@ class Training:
             self.journal.round = round
             if round == 0 and self.spec.creator == self._me:
                 self.val_start = await self._evaluate()
-            self.journal.state = "starting"
+            self.journal.enter("starting")
             await self._members()
-            self.journal.state = "training"
+            self.journal.enter("training")
             tasks.create_task(self._tell_driver(), name="members")
             tasks.create_task(self._tell_resumed(), name="resumed")
             await self._driver.post(Resumed(round))

@@ -12,12 +12,12 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
 import async_solipsism  # type: ignore[import-untyped]
+from toy import ToyLearner
 
 from node.driver import Driver
 from protocol.errors import PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Message
-from tests.toy import ToyLearner
 from trainers.machine import Closed, Finished, Received, Wait
 
 LATENCY_S = 0.05

@@ -6,13 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 
 import numpy as np
-
-from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
-from protocol.errors import Malformed, PeerUnavailable, WorkerLost
-from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
-from protocol.messages import Abort, Decision, Message
-from protocol.spec import NolocoConfig
-from tests.memory_network import (
+from memory_network import (
     LATENCY_S,
     Made,
     MemoryLearner,
@@ -21,7 +15,13 @@ from tests.memory_network import (
     Port,
     in_virtual_time,
 )
-from tests.toy import ToyLearner
+from toy import ToyLearner
+
+from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
+from protocol.errors import Malformed, PeerUnavailable, WorkerLost
+from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
+from protocol.messages import Abort, Decision, Message
+from protocol.spec import NolocoConfig
 from trainers.machine import (
     ApplyOuter,
     Blame,

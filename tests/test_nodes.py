@@ -26,18 +26,18 @@ min_members = {members}
 start_deadline_s = 60
 
 [model]
-layers = 1
+layers = 2
 heads = 2
-width = 32
-context = 32
+width = 64
+context = 64
 vocab = 300
 
 [inner]
-batch = {batch}
+batch = 16
 
 [trainer]
 kind = "noloco"
-inner_steps = 10
+inner_steps = 20
 proposal_deadline_s = 2
 exchange_deadline_s = 4
 """
@@ -46,13 +46,11 @@ POLL_S = 0.1
 
 
 @asynccontextmanager
-async def swarm_of(
-    root: Path, nodes: int, *, rounds: int, batch: int = 4
-) -> AsyncIterator[LocalSwarm]:
+async def swarm_of(root: Path, nodes: int, *, rounds: int) -> AsyncIterator[LocalSwarm]:
     """`nodes` nodes in one run, the first one its creator; all are gone afterwards."""
     (root / "corpus.txt").write_text("To be, or not to be, that is the question. " * 4000)
     run_file = root / "run.toml"
-    run_file.write_text(RUN.format(rounds=rounds, members=nodes, batch=batch))
+    run_file.write_text(RUN.format(rounds=rounds, members=nodes))
     async with LocalSwarm(root) as swarm:
         creator = await swarm.start("node1", "run", "create", str(run_file))
         ticket = await ticket_of(swarm, creator)
@@ -103,7 +101,7 @@ async def test_four_nodes_find_each_other_by_one_ticket_and_train_to_the_end(
 
 
 async def test_the_others_finish_when_one_is_killed(tmp_path: Path) -> None:
-    async with swarm_of(tmp_path, 4, rounds=30, batch=8) as swarm:
+    async with swarm_of(tmp_path, 4, rounds=30) as swarm:
         victim, *others = swarm.children[1], swarm.children[0], *swarm.children[2:]
         await until(swarm, lambda: bool(victim.status and victim.status["round"] >= 3))
         swarm.kill(victim)
@@ -114,7 +112,7 @@ async def test_the_others_finish_when_one_is_killed(tmp_path: Path) -> None:
 async def test_a_node_that_was_stopped_for_a_while_comes_back_and_finishes(
     tmp_path: Path,
 ) -> None:
-    async with swarm_of(tmp_path, 3, rounds=60, batch=8) as swarm:
+    async with swarm_of(tmp_path, 3, rounds=60) as swarm:
         frozen, *others = swarm.children[2], *swarm.children[:2]
         await until(swarm, lambda: bool(frozen.status and frozen.status["round"] >= 3))
         os.killpg(frozen.process.pid, signal.SIGSTOP)
@@ -136,7 +134,7 @@ async def until_of(swarm: LocalSwarm, children: list[Child], reached: Callable[[
 async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
     tmp_path: Path,
 ) -> None:
-    async with swarm_of(tmp_path, 2, rounds=80, batch=8) as swarm:
+    async with swarm_of(tmp_path, 2, rounds=80) as swarm:
         first = swarm.children[0]
         await until(swarm, lambda: bool(first.status and first.status["round"] >= 5))
         late = await swarm.start("late", "join", said(first)["ticket"])
@@ -153,7 +151,7 @@ async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
 
 
 async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) -> None:
-    async with swarm_of(tmp_path, 2, rounds=60, batch=8) as swarm:
+    async with swarm_of(tmp_path, 2, rounds=60) as swarm:
         first, second = swarm.children
         await until(swarm, lambda: bool(second.status and second.status["round"] >= 5))
         before = said(second)["round"]
@@ -211,7 +209,7 @@ async def test_two_nodes_cut_apart_go_on_and_end_with_equal_records(tmp_path: Pa
     async with wired_hosts() as (left, right), LocalSwarm(tmp_path) as swarm:
         (tmp_path / "corpus.txt").write_text("To be, or not to be, that is the question. " * 4000)
         run_file = tmp_path / "run.toml"
-        run_file.write_text(RUN.format(rounds=150, members=2, batch=8))
+        run_file.write_text(RUN.format(rounds=150, members=2))
         one = await swarm.start(
             "left", "run", "create", str(run_file), listen=f"/ip4/{left.ip}/tcp/4001",
             prefix=left.enter,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import ToyLearner, Vector
 
 from node.sim import World
 from node.sim_peer import Conditions
@@ -20,7 +21,6 @@ from node.sim_worker import Speed
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
 from protocol.messages import Exchange, Propose
 from protocol.spec import NolocoConfig
-from tests.toy import ToyLearner, Vector
 from trainers.machine import Closed, DoubtDeadline, Effect, Event, Send, TimerFired
 from trainers.noloco import Noloco
 
@@ -246,12 +246,16 @@ def history(seed: int) -> str:
 
 
 def test_one_seed_gives_one_history_whatever_the_hash_seed() -> None:
-    code = "from tests.test_swarm import history; print(history(3))"
+    code = "from test_swarm import history; print(history(3))"
     told = [
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            },
             capture_output=True,
             text=True,
             check=True,
