@@ -60,20 +60,23 @@ from trainers.noloco import Noloco
 ME, BOB, *_ = PEERS = sorted(peer_id(bytes([n]) * 32) for n in range(4))
 X, Y = digest_of(b"x"), digest_of(b"y")
 RUN = RunId(digest_of(b"run"))
-ONCE, AGAIN = Resumed(Round(0)), Resumed(Round(1))
+ONCE, NEXT, AGAIN = Resumed(Round(0)), MembersChanged(()), Resumed(Round(1))
 CONFIG = NolocoConfig(inner_steps=20, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
 
 
 class Script:
-    """A trainer that answers the first `Resumed` with some effects, and notes what it hears."""
+    """A trainer that answers `ONCE` and `NEXT` with some effects, and notes all else it hears."""
 
-    def __init__(self, *effects: Effect) -> None:
+    def __init__(self, *effects: Effect, then: list[Effect] | None = None) -> None:
         self.effects = list(effects)
+        self.then = then or []
         self.heard: list[tuple[float, Event]] = []
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         if event == ONCE:
             return self.effects
+        if event == NEXT:
+            return self.then
         self.heard.append((round(now, 3), event))
         return []
 
@@ -116,7 +119,7 @@ class Wire:
         self.stuck = stuck
         self.error = error
         self.done: list[object] = []
-        self.hanging = 0
+        self.hung_up_at: list[float] = []
 
     async def send(self, to: PeerId, message: Message) -> None:
         await self._do(to, ("send", to, message))
@@ -126,11 +129,10 @@ class Wire:
 
     async def _do(self, peer: PeerId, what: object) -> None:
         if peer == self.stuck:
-            self.hanging += 1
             try:
                 await asyncio.Event().wait()
             finally:
-                self.hanging -= 1
+                self.hung_up_at.append(asyncio.get_running_loop().time())
         if self.error:
             raise self.error
         await asyncio.sleep(LATENCY_S)
@@ -149,9 +151,10 @@ def play(
     wire: Wire | None = None,
     notes: Notes | None = None,
     resumed_at: float | None = None,
+    then: list[Effect] | None = None,
 ) -> list[tuple[float, Event]]:
     """What the trainer hears within a while after it asked for these effects."""
-    script = Script(*effects)
+    script = Script(*effects, then=then)
 
     async def main() -> None:
         clock = asyncio.get_running_loop().time
@@ -163,6 +166,7 @@ def play(
             clock=clock,
         )
         await driver.post(ONCE)
+        await driver.post(NEXT)
         if resumed_at == 0:
             await driver.post(AGAIN)
         running = asyncio.create_task(driver.run())
@@ -205,6 +209,12 @@ def test_the_worker_is_asked_in_order_and_its_answers_are_told() -> None:
     ]
 
 
+def test_what_is_asked_for_has_begun_before_the_next_event_is_looked_at() -> None:
+    worker = Worker()
+    play(RunInner(Round(4), 8), worker=worker, then=[CloseInner()])
+    assert worker.asked == [("inner", 4, 8), ("close",)]
+
+
 def test_a_lost_worker_fails_whatever_it_was_asked_for() -> None:
     worker = Worker(WorkerLost("killed"))
     heard = play(APPLY, Snapshot(Round(3)), RunInner(Round(4), 8), worker=worker)
@@ -238,8 +248,8 @@ def test_a_payload_is_fetched_or_the_failure_is_told() -> None:
 
 def test_a_released_payload_is_not_fetched_any_further() -> None:
     wire = Wire(stuck=BOB)
-    assert play(Fetch(X, 99, BOB), Release(X), Release(Y), wire=wire) == []
-    assert (wire.hanging, wire.done) == (0, [("release", X), ("release", Y)])
+    assert play(Fetch(X, 99, BOB), wire=wire, then=[Release(X), Release(Y)]) == []
+    assert (wire.hung_up_at, wire.done) == ([0.0], [("release", X), ("release", Y)])
 
 
 def test_a_message_that_cannot_be_sent_is_told() -> None:
@@ -328,7 +338,7 @@ def test_what_concerns_the_operator_goes_to_the_journal() -> None:
 def test_cancelling_leaves_no_task_behind() -> None:
     wire = Wire(stuck=BOB)
     play(Send(BOB, abort(0)), Fetch(X, 99, BOB), SetTimer(1e9, DoubtDeadline(X)), wire=wire)
-    assert wire.hanging == 0
+    assert wire.hung_up_at == [100.0, 100.0]
 
 
 class Swarm:
