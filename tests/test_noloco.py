@@ -430,7 +430,8 @@ def test_closes_its_inner_phase_early_for_a_peer_that_is_ahead() -> None:
 
 
 def test_the_last_round_ends_without_more_training() -> None:
-    alice = searching(ALICE, rounds=1)
+    alice = searching(ALICE, BOB, rounds=1)
+    alice.handle(TimerFired(ProposalDeadline(payload("a"), BOB)), 13.0)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
     assert alice.handle(OuterDone(Round(1)), 28.5) == [
         Publish((Decision(payload("a"), None),)),
@@ -441,6 +442,12 @@ def test_the_last_round_ends_without_more_training() -> None:
     assert alice.handle(Received(BOB, propose("b")), 29.0) == [
         Send(BOB, Refuse(payload("b"), "finished", 0.0))
     ]
+
+
+def test_the_last_round_does_not_wait_for_a_partner_when_nobody_else_trains() -> None:
+    alice = searching(ALICE, BOB, rounds=1)
+    alice.handle(Received(BOB, Refuse(payload("a"), "taken", 0.0)), 9.0)
+    assert alice.handle(MembersChanged(()), 10.0) == [ApplyOuter(Round(1), payload("a"), None, 1.0)]
 
 
 def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:

@@ -142,6 +142,8 @@ class Noloco:
         pairing = self._pairing
         if self._inner is Inner.DONE and pairing.mine:
             pairing.shut("not closed by the next snapshot")
+        if self._inner is Inner.OFF and pairing.mine and pairing.is_forlorn():
+            pairing.shut("nobody else trains")  # no inner steps hide the wait: it is the last round
         if pairing.mine and pairing.result and not self._applying:
             self._applying = True
             self._out.append(self._outer_step(pairing.mine, pairing.result))

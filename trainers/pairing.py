@@ -11,10 +11,7 @@ No exchange of acknowledgements can make both sides decide alike, so *the propos
 the partner promises with `Have`, repeats it until it hears or reads in presence what the
 proposer decided, and goes alone at twice the deadline (`half`).  Both are signed receipts.
 
-`Pairing` handles one payload at a time; the trainer opens it with a payload and looks at
-`result`.  Effects go into the trainer's own list.
-
-Source: docs/decisions.md (pairing without a coordinator; partial failure).
+`Pairing` handles one payload at a time; the trainer opens it and looks at `result`.
 """
 
 from __future__ import annotations
@@ -87,6 +84,10 @@ class Pairing:
         self._out.append(SetTimer(self._until, SearchDeadline(mine.digest)))
         self._out.append(Wait("a partner", None, self._until))
         self.advance(now)
+
+    def is_forlorn(self) -> bool:
+        """Nobody is there who could be a partner."""
+        return not (self.result or self._pair or self._proposed_to or self.candidates.anyone)
 
     def shut(self, reason: str) -> bool:
         """End the search or exchange if that is ours to say; False: the proposer must decide."""

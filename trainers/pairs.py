@@ -132,6 +132,11 @@ class Candidates:
         self._keys: dict[PeerId, bytes] = {}
         """Edge keys of this search: the machine's dearest computation."""
 
+    @property
+    def anyone(self) -> bool:
+        """Somebody trains, or waits for us."""
+        return bool(self.members or self.held)
+
     def start_anew(self) -> None:
         """The payload's search is over."""
         self.tried.clear()
