@@ -10,7 +10,6 @@ peers in training, the fastest have 18 % of their exchanges, so they have 86 %.
 No exchange of acknowledgements can make both sides decide alike, so *the proposer decides*:
 the partner promises with `Have`, repeats it until it hears or reads in presence what the
 proposer decided, and goes alone at twice the deadline (`half`).  Both are signed receipts.
-
 `Pairing` handles one payload at a time; the trainer opens it and looks at `result`.
 """
 
