@@ -28,7 +28,7 @@ pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).parents[1]
 RUN = RunId(digest_of(b"run"))
-CONFIG = NolocoConfig(inner_steps=20, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
+CONFIG = NolocoConfig(inner_steps=20, proposal_deadline_s=5.0, exchange_deadline_s=40.0)
 BAD = Conditions(loss=0.05, told=0.5, doubled=0.05, unsure=0.05)
 FASTEST_S = 0.25
 """A step of the fastest peer: its round takes 5 s, the slowest one's 80 s."""
@@ -89,10 +89,15 @@ def swarm(size: int, seed: int, conditions: Conditions, *, rounds: int = 20) -> 
 
 
 def chaos(world: World, seed: int, *, for_s: int = 80) -> set[PeerId]:
-    """Deaths, freezes, crashes, a partition, joiners; all over at the end.  Who lost something."""
+    """Deaths, freezes, crashes, a partition, joiners; all over at the end.  Who lost something.
+
+    Nobody is out of another's reach for twice the deadline: partition, freeze, and the other's
+    freeze take 65 s at most.
+    """
     rng = random.Random(seed)
     hurt: set[PeerId] = set()
     frozen: dict[PeerId, int] = {}
+    ever_frozen: set[PeerId] = set()
     joined = len(world.peers)
     for now in range(5, for_s + 1, 5):
         world.run_until(now)
@@ -103,14 +108,15 @@ def chaos(world: World, seed: int, *, for_s: int = 80) -> set[PeerId]:
             world.cut({id: rng.randrange(2) for id in world.peers})
         if now == 55:
             world.heal()
-        awake = [id for id in world.peers if id not in frozen]
+        awake = [id for id in world.peers if id not in ever_frozen]
         dying, crashing, *freezing = rng.sample(awake, 5)
         world.kill(dying)
         world.crash_worker(crashing)
         hurt |= {dying, crashing}
         for id in freezing if now < for_s else []:
             world.freeze(id)
-            frozen[id] = now + rng.choice((5, 15, 30))
+            frozen[id] = now + rng.choice((5, 10, 20))
+            ever_frozen.add(id)
         if now % 10 == 0:
             join(world, joined, donor=freezing[0])
             joined += 1
