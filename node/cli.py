@@ -19,7 +19,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from node import corpus, handover, telemetry, view
+from node import corpus, handover, keys, telemetry, view
 from node import demo as demo_swarm
 from node.api import ApiClient
 from node.config import (
@@ -160,6 +160,11 @@ def up(
         handover.write_lines(ticket_file, [str(ticket)])
         found.close()
 
+    held = handover.read_lines(keys.DataDir(config.data_dir).ticket)
+    if held:  # all nodes were stopped, and the file ended with them: go on, make no second run
+        hand_over(tickets.parse(held[0]))
+        _run(config, Resume())
+        return
     _run(config, CreateRun(auto_run, on_ticket=hand_over))
 
 

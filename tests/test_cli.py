@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from samples import CREATOR
 from status_sample import ALICE, BOB, FakeNode, rendered, status
 
 from node import cli, view
 from node.api import PeerStatus, serving
+from node.handover import read_lines
+from protocol.ids import RunId
+from protocol.ticket import Ticket
 
 ROOT = Path(__file__).parents[1]
 TICKET = "shoal1nonsense"
+RUN = RunId(b"r" * 32)
+ADDR = f"/ip4/127.0.0.1/tcp/1/p2p/{CREATOR.peer}"
 
 
 class Result(NamedTuple):
@@ -200,3 +206,16 @@ def test_peers_are_shown_one_a_line() -> None:
 )
 def test_sizes_are_short(count: int, text: str) -> None:
     assert view.size(count) == text
+
+
+@pytest.mark.libp2p
+def test_nodes_that_were_all_stopped_hand_over_the_ticket_of_their_own_run(tmp_path: Path) -> None:
+    ticket = str(Ticket(run=RUN, addrs=(ADDR,), secret=b""))
+    (tmp_path / "ticket").write_text(f"{ticket}\n")
+    shared = tmp_path / "shared" / "ticket"
+    ended = shoal(
+        *("up", "--auto-run", "examples/shakespeare.toml", "--ticket-file", str(shared)),
+        *("--data-dir", str(tmp_path), "--listen", "/ip4/127.0.0.1/tcp/0"),
+    )
+    assert (ended.code, read_lines(shared)) == (2, (ticket,))
+    assert "no run in it, expected one to go on with" in ended.err
