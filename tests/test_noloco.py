@@ -479,10 +479,20 @@ def test_two_refuse_to_take_a_third() -> None:
 
 
 def test_a_proposal_kept_while_looking_is_refused_once_paired() -> None:
-    alice = searching(ALICE, BOB)  # her proposal to Bob is open
-    assert alice.handle(Received(CAROL, propose("c")), 8.5) == []
-    effects = alice.handle(Received(BOB, accept()), 9.0)
-    assert effects[0] == Send(CAROL, Refuse(payload("c"), "taken", 0.0))
+    asked, other = sorted((BOB, CAROL), key=lambda peer: edge_key(RUN, Round(0), 0, ALICE, peer))
+    alice = searching(ALICE, asked)  # her proposal is open
+    assert alice.handle(Received(other, propose("c")), 8.5) == []
+    effects = alice.handle(Received(asked, accept()), 9.0)
+    assert effects[0] == Send(other, Refuse(payload("c"), "taken", 0.0))
+
+
+def test_a_proposal_with_a_lower_key_is_accepted_instead_of_waiting() -> None:
+    """Three who ask first who asked them could wait for each other in a circle."""
+    better, asked = sorted((BOB, CAROL), key=lambda peer: edge_key(RUN, Round(0), 0, ALICE, peer))
+    alice = searching(ALICE, asked)
+    effects = alice.handle(Received(better, propose("c")), 9.0)
+    assert effects[0] == Send(better, Accept(payload("c"), Round(0), payload("a"), 100, 400))
+    assert alice.handle(Received(asked, accept()), 9.1) == [Send(asked, Abort(payload("a")))]
 
 
 def test_a_new_worker_starts_without_the_pair_of_the_old_one() -> None:

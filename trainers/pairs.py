@@ -160,11 +160,18 @@ class Candidates:
         candidates = set(self.held) or (untried & self._asked) or untried
         if not candidates:
             return None, None
-        for peer in candidates - self._keys.keys():
-            self._keys[peer] = edge_key(self._run, round, 0, self._me, peer)
-        best = min(candidates, key=self._keys.__getitem__)
+        best = min(candidates, key=lambda peer: self._key(peer, round))
         held = self.held.pop(best, None)
         return best, held.propose if held else None
+
+    def prefers(self, one: PeerId, other: PeerId, round: Round) -> bool:
+        """Whether `one` is the better partner in this round of ours."""
+        return self._key(one, round) < self._key(other, round)
+
+    def _key(self, peer: PeerId, round: Round) -> bytes:
+        if peer not in self._keys:
+            self._keys[peer] = edge_key(self._run, round, 0, self._me, peer)
+        return self._keys[peer]
 
     def take_held(self, up_to: Round) -> list[tuple[PeerId, Propose]]:
         """The kept proposals of rounds until `up_to`; they are kept no more."""
