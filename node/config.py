@@ -67,6 +67,9 @@ class NodeConfig:
     """For payloads in flight.  A 125 M model's payload is 250 MB in bf16: two and two."""
     disk_mib: int = 10 * 1024
     """For blobs and checkpoints.  A guess: ten checkpoints of a 125 M model."""
+    first_contact_s: float = 60.0
+    """How long a new joiner looks for a member before it gives up and says so; one that has
+    been in the run keeps looking.  A guess: a node and its DHT are up in ten seconds."""
     own_data: tuple[Path, ...] = ()
     """UTF-8 text files to train on in a run whose data is each peer's own."""
     name: str = ""
@@ -89,6 +92,7 @@ class NodeConfig:
         check.integer("nice", self.nice, 0, 19)
         check.integer("memory_mib", self.memory_mib, 16, 1 << 20)
         check.integer("disk_mib", self.disk_mib, 16, 1 << 24)
+        check.number("first_contact_s", self.first_contact_s, 0.1, 86400.0)
         check.items("own_data", self.own_data, 4096)
         check.text("name", self.name, 64)
         check.one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))

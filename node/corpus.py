@@ -80,6 +80,19 @@ def load(source: str, cache: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Corpus
     return corpus
 
 
+def yardstick(path: Path) -> Corpus:
+    """A text that is only measured with: the tokenizer learns from all of it, nobody trains on it.
+
+    Raises:
+        ConfigError: it cannot be used; says what to do.
+    """
+    text = "\n".join(_own(path)).encode()
+    if not text.strip():
+        raise ConfigError(f"{path} is empty, expected text to measure with; choose another file")
+    head = text[:MAX_VALIDATION_BYTES].decode(errors="ignore").encode()
+    return Corpus(text, head)
+
+
 def split(texts: list[str]) -> Corpus:
     """The first 95 % of each text, and evenly of what is left."""
     cuts = [len(text) - round(len(text) * HELD_OUT) for text in texts]

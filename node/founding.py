@@ -155,6 +155,6 @@ def _texts(draft: RunDraft, cache: Path) -> corpus.Corpus:
         case TextCorpus(path):
             return corpus.load(f"text:{path}", cache, max_bytes=MAX_CORPUS_BYTES)
         case OwnData(validation):
-            return corpus.load(f"text:{validation}", cache)
+            return corpus.yardstick(validation)
         case _:
             assert_never(draft.data)

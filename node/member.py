@@ -44,7 +44,7 @@ from protocol.errors import ConfigError
 from protocol.ids import PeerId, Round, short
 from protocol.messages import Checkpoint
 from protocol.rpc import PresenceCall
-from protocol.spec import BlobRef, RunSpec
+from protocol.spec import BlobRef, RunSpec, SignedSpec
 from trainers.machine import Received
 
 log = logging.getLogger(__name__)
@@ -147,10 +147,24 @@ class Member:
     async def _spec(self) -> RunSpec:
         """The run's spec, from disk or from the first member that proves to be one."""
         if self.held.signed is None:
-            signed = await self._discovery.spec()
-            self.held = HeldRun(self.held.ticket, signed)
+            self.held = HeldRun(self.held.ticket, await self._first_contact())
             founding.save(self.held, self._world.directory)
         return self.held.spec()
+
+    async def _first_contact(self) -> SignedSpec:
+        deadline_s = self._world.config.first_contact_s
+        addrs = self.held.ticket.addrs
+        try:
+            with self._world.waits.on("the run's spec", ", ".join(addrs), deadline_s):
+                async with asyncio.timeout(deadline_s):
+                    return await self._discovery.spec()
+        except TimeoutError:
+            raise ConfigError(
+                f"ticket: no member of run {short(self.held.run)} answered within "
+                f"{deadline_s:g} s at {' or '.join(addrs)}, expected one that does; is its node "
+                "running, and is its port open to this machine? the lines above say why each "
+                "dial failed"
+            ) from None
 
     def _new_records(self, spec: RunSpec) -> Records:
         world = self._world

@@ -34,10 +34,13 @@ from node.member import Member, World, announced
 from node.rpc import Rpc
 from node.status import peers_of, status_of
 from node.telemetry import Waits
+from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId, short
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 10.0
+"""Between two looks of a bootstrap node at the others; also the deadline of a dial."""
 LEAVE_S = 2.0
 """For goodbyes; the node has three seconds in all."""
 
@@ -99,8 +102,9 @@ class Node:
     async def _work(self, mode: Mode, rpc: Rpc) -> None:
         if isinstance(mode, BootstrapOnly):
             mode.on_addrs(self._addrs())
-            for addr in self._config.bootstrap:
-                await self._bridge.connect(addr, 10.0)
+            async with asyncio.TaskGroup() as tasks:
+                for addr in self._config.bootstrap:
+                    tasks.create_task(self._keep_connected(addr))
             return
         store = BlobStore(self._directory.blobs, self._config.disk_bytes, blame=self._on_blame)
         await store.open()
@@ -119,6 +123,16 @@ class Node:
         if isinstance(mode, CreateRun):
             mode.on_ticket(held.ticket)
         await self.member.run()
+
+    async def _keep_connected(self, addr: str) -> None:
+        """A bootstrap node knows the others that it is told of, whoever starts first."""
+        while True:
+            try:
+                with self._waits.on("a bootstrap peer", addr, AGAIN_S):
+                    await self._bridge.connect(addr, AGAIN_S)
+            except PeerUnavailable as error:
+                log.warning("bootstrap not reached: addr=%s reason=%s", addr, error.reason)
+            await asyncio.sleep(AGAIN_S)
 
     async def _held(self, mode: CreateRun | JoinRun | Resume, store: BlobStore) -> HeldRun:
         match mode:

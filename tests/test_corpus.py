@@ -104,3 +104,13 @@ def test_a_fetch_that_fails_says_what_to_do_and_leaves_nothing(
         corpus.load("shakespeare", tmp_path)
     assert 'data = "text:PATH"' in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_yardstick_is_measured_with_from_its_beginning_and_nothing_is_held_out(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "yardstick.txt"
+    path.write_text("é" * 100_000)
+    found = corpus.yardstick(path)
+    assert (len(found.train), len(found.validation)) == (200_000, corpus.MAX_VALIDATION_BYTES)
+    assert found.train.startswith(found.validation)
