@@ -7,29 +7,14 @@ held only if it hashes to its name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from node.arena import Arena, ArenaFull
+from node.ports import Rpc
 from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import Digest, PeerId, RunId
 from protocol.messages import Message, SignedMessage
-from protocol.rpc import A, Method, Q
-
-
-class Calls(Protocol):
-    """What `node.rpc.Rpc` offers."""
-
-    async def call(
-        self,
-        peer: PeerId,
-        method: Method[Q, A],
-        request: Q,
-        *,
-        deadline_s: float | None = None,
-        into: memoryview | None = None,
-    ) -> A: ...
 
 
 class Exchange:
@@ -40,14 +25,14 @@ class Exchange:
         *,
         run: RunId,
         signer: Signer,
-        calls: Calls,
+        caller: Rpc,
         arena: Arena,
         fetch_deadline_s: float,
         blame: Callable[[PeerId, str], None],
     ) -> None:
         self._run = run
         self._signer = signer
-        self._calls = calls
+        self._caller = caller
         self._arena = arena
         self._fetch_deadline_s = fetch_deadline_s
         self.blame = blame
@@ -56,7 +41,7 @@ class Exchange:
         """Sign and deliver.  Raises `PeerError`."""
         body = codec.encode(message)
         signed = SignedMessage(body, self._signer.sign(Domain.ROUND, self._run, body))
-        await self._calls.call(to, rpc.ROUND, rpc.RoundCall(self._run, signed))
+        await self._caller.call(to, rpc.ROUND, rpc.RoundCall(self._run, signed))
 
     async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
         """Hold the payload, checked against its name.  Raises `PeerError`."""
@@ -65,7 +50,7 @@ class Exchange:
         except ArenaFull as error:
             raise PeerUnavailable(source, f"no memory for its payload: {error}") from error
         try:
-            await self._calls.call(
+            await self._caller.call(
                 source,
                 rpc.FETCH,
                 rpc.FetchCall(self._run, digest),

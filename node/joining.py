@@ -1,7 +1,7 @@
 """What a joiner fetches from members: blobs of the spec, and a checkpoint to start from.
 
-Both go on until they have it: each round of attempts is a wait with a name and a deadline,
-and a member that appears meanwhile is asked next.
+A blob is asked for until it is here, and a member that appears meanwhile is asked next; a
+checkpoint is one donor's, and whoever wants it tries the next.  Every wait has a name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from node.arena import Arena, ArenaFull
 from node.blobstore import BlobStore, NotFetched
-from node.exchange import Calls
+from node.ports import Rpc
 from node.telemetry import Waits
 from protocol import codec, rpc
 from protocol.envelope import Domain, verify
@@ -34,7 +34,7 @@ async def fetch_blob(
     *,
     run: RunId,
     store: BlobStore,
-    calls: Calls,
+    caller: Rpc,
     peers: Callable[[], Sequence[PeerId]],
     waits: Waits,
 ) -> Path:
@@ -44,7 +44,7 @@ async def fetch_blob(
     while True:
         try:
             with waits.on(what, "any member", rpc.BLOB.deadline_s):
-                path = await store.fetch(calls, run, ref, peers())
+                path = await store.fetch(caller, run, ref, peers())
         except NotFetched as error:
             log.info("not fetched yet: what=%s reason=%s", what, error)
             with waits.on(f"a member that has {what}", "any member", AGAIN_S):
@@ -54,8 +54,23 @@ async def fetch_blob(
             return path
 
 
+async def ask_checkpoint(caller: Rpc, peer: PeerId, run: RunId) -> Checkpoint:
+    """What `peer` offers a joiner to start from; its own signed word.
+
+    Raises:
+        PeerUnavailable: it has none, or is gone.
+        RemoteProtocolError: it broke the protocol.
+    """
+    signed = await caller.call(peer, rpc.CHECKPOINT, rpc.CheckpointCall(run))
+    try:
+        verify(peer, Domain.CHECKPOINT, run, signed.body, signed.signature)
+        return codec.decode(Checkpoint, signed.body, max_bytes=MAX_MESSAGE_BYTES)
+    except Malformed as error:
+        raise RemoteProtocolError(peer, f"offered a bad checkpoint: {error}") from error
+
+
 async def fetch_checkpoint(
-    donor: PeerId, *, run: RunId, calls: Calls, arena: Arena, waits: Waits
+    donor: PeerId, *, run: RunId, caller: Rpc, arena: Arena, waits: Waits
 ) -> Checkpoint:
     """The donor's slow weights and momentum, held in the arena for the caller to release.
 
@@ -64,13 +79,9 @@ async def fetch_checkpoint(
         RemoteProtocolError: what it sent is not what it signed.
     """
     with waits.on("a checkpoint", donor, rpc.CHECKPOINT.deadline_s):
-        signed = await calls.call(donor, rpc.CHECKPOINT, rpc.CheckpointCall(run))
+        checkpoint = await ask_checkpoint(caller, donor, run)
     try:
-        verify(donor, Domain.CHECKPOINT, run, signed.body, signed.signature)
-        checkpoint = codec.decode(Checkpoint, signed.body, max_bytes=MAX_MESSAGE_BYTES)
         slot = arena.reserve(checkpoint.size_bytes)
-    except Malformed as error:
-        raise RemoteProtocolError(donor, f"sent a bad checkpoint: {error}") from error
     except ArenaFull as error:
         raise PeerUnavailable(donor, f"no memory for its checkpoint: {error}") from error
     try:
@@ -83,7 +94,7 @@ async def fetch_checkpoint(
             ):
                 part = slot.view[offset : offset + length]
                 call = rpc.BlobCall(run, checkpoint.digest, offset, length)
-                await calls.call(donor, rpc.BLOB, call, into=part)
+                await caller.call(donor, rpc.BLOB, call, into=part)
                 part.release()
         slot.commit(checkpoint.digest)
     except Malformed as error:

@@ -234,7 +234,7 @@ class Member:
             ref,
             run=self.held.run,
             store=world.store,
-            calls=world.rpc,
+            caller=world.rpc,
             peers=lambda: [presence.peer for presence in self.presence.live()],
             waits=world.waits,
         )
@@ -244,7 +244,7 @@ class Member:
 
         async def fetch_checkpoint(donor: PeerId) -> Checkpoint:
             return await joining.fetch_checkpoint(
-                donor, run=self.held.run, calls=world.rpc, arena=self._arena, waits=world.waits
+                donor, run=self.held.run, caller=world.rpc, arena=self._arena, waits=world.waits
             )
 
         return Training(
@@ -256,7 +256,7 @@ class Member:
             exchange=Exchange(
                 run=self.held.run,
                 signer=world.signer,
-                calls=world.rpc,
+                caller=world.rpc,
                 arena=self._arena,
                 fetch_deadline_s=spec.trainer.exchange_deadline_s,
                 blame=self.blame,

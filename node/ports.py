@@ -1,4 +1,4 @@
-"""What presence, discovery and the blob store need of the network, and no more.
+"""What the parts of a member need of the network, and no more.
 
 `node.rpc` and `node.bridge` fit these shapes; so do the dictionaries of the tests.
 """
@@ -16,9 +16,18 @@ class Rpc(Protocol):
     """Calls to other peers."""
 
     async def call(
-        self, peer: PeerId, method: Method[Q, A], request: Q, *, deadline_s: float | None = None
+        self,
+        peer: PeerId,
+        method: Method[Q, A],
+        request: Q,
+        *,
+        deadline_s: float | None = None,
+        into: memoryview | None = None,
     ) -> A:
         """The answer of `peer`, within the deadline (None: the method's).
+
+        Args:
+            into: where the answer is bytes, memory of exactly its length that gets them.
 
         Raises:
             PeerUnavailable: it is gone, slow, or refuses.

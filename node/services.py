@@ -13,11 +13,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from node.ports import Rpc
 from node.rpc import Refused
 from protocol import codec, hello, rpc
 from protocol.envelope import Domain, Signer, verify
-from protocol.errors import Malformed, RemoteProtocolError
 from protocol.ids import Digest, PeerId, RunId, short
 from protocol.messages import MAX_MESSAGE_BYTES, Checkpoint, Message
 from protocol.spec import SignedSpec
@@ -178,18 +176,3 @@ class Services:
             raise Refused(
                 OTHER_RUN, f"asked about run {short(run)}, this node is in run {short(self._run)}"
             )
-
-
-async def ask_checkpoint(caller: Rpc, peer: PeerId, run: RunId) -> Checkpoint:
-    """What `peer` offers a joiner to start from; its own signed word.
-
-    Raises:
-        PeerUnavailable: it has none, or is gone.
-        RemoteProtocolError: it broke the protocol.
-    """
-    signed = await caller.call(peer, rpc.CHECKPOINT, rpc.CheckpointCall(run))
-    try:
-        verify(peer, Domain.CHECKPOINT, run, signed.body, signed.signature)
-        return codec.decode(Checkpoint, signed.body, max_bytes=MAX_MESSAGE_BYTES)
-    except Malformed as error:
-        raise RemoteProtocolError(peer, f"offered a bad checkpoint: {error}") from error

@@ -149,9 +149,6 @@ class Rounds:
         else:
             self.missed += 1
 
-    def exchanges(self) -> dict[str, int]:
-        return {"made": self.made, "missed": self.missed, "half": self.half}
-
 
 def _word(text: str) -> str:
     return text if re.fullmatch(r"[\w./:@-]+", text) else json.dumps(text)

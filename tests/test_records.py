@@ -83,7 +83,13 @@ class Port:
     me: PeerId
 
     async def call(
-        self, peer: PeerId, method: Method[Q, A], request: Q, *, deadline_s: float | None = None
+        self,
+        peer: PeerId,
+        method: Method[Q, A],
+        request: Q,
+        *,
+        deadline_s: float | None = None,
+        into: memoryview | None = None,
     ) -> A:
         assert isinstance(request, RecordCall)
         self.network.before_call(self.me, request.body)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from samples import CREATOR, OTHER, spec
 
+from node.joining import ask_checkpoint
 from node.rpc import Refused
-from node.services import MAX_ADMITTED, Services, ask_checkpoint
+from node.services import MAX_ADMITTED, Services
 from protocol import codec, hello, rpc
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, RemoteProtocolError
@@ -255,6 +256,7 @@ class Asking:
         request: rpc.Q,
         *,
         deadline_s: float | None = None,
+        into: memoryview | None = None,
     ) -> rpc.A:
         return await self._node.call(self._caller.peer, method, request)
 

@@ -117,4 +117,3 @@ def test_a_round_counts_as_exactly_one_of_made_missed_and_half() -> None:
         rounds.count(effect)
     rounds.count(closed(exchange=False, half=True))
     assert rounds == Rounds(closed=4, made=2, missed=1, half=1)
-    assert rounds.exchanges() == {"made": 2, "missed": 1, "half": 1}
