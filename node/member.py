@@ -225,6 +225,9 @@ class Member:
             validation=str(validation),
             corpus=tuple(own),
             directory=str(world.directory.worker),
+            device=world.config.device,
+            threads=world.config.threads,
+            nice=world.config.nice,
         )
 
     async def _blob(self, what: str, ref: BlobRef) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import assert_never
 
-from node import api, founding, telemetry
+from node import api, founding
 from node.blobstore import BlobStore
 from node.bridge import Bridge
 from node.config import (
@@ -51,7 +51,6 @@ async def run_node(config: NodeConfig, mode: Mode) -> int:
     Raises:
         ConfigError: the operator must act.
     """
-    telemetry.set_up_logs(config.log_level, as_json=config.log_json)
     directory = DataDir(config.data_dir)
     directory.create()
     with directory.locked():

@@ -36,10 +36,6 @@ from protocol.messages import Checkpoint
 from protocol.payload import num_parameters
 from trainers.inner import Moments
 
-NICE = 10
-"""Training gives way to whatever else the machine does."""
-CPU_THREADS = 1
-"""Several workers share a machine, and a small model gains little from more."""
 REASON_CHARS = 300
 """Of what torch says when it fails; the whole is in the log."""
 EXIT_CRASHED = 70
@@ -55,6 +51,8 @@ def serve(link: Link) -> None:
     if not isinstance(setup, wire.Setup):
         link.answer(id, wire.Failed("Setup comes first"))
         return
+    os.nice(setup.nice)
+    torch.set_num_threads(setup.threads)
     try:
         materials = Materials.read(setup)
     except (ValueError, OSError) as error:
@@ -112,8 +110,6 @@ def main() -> NoReturn:
     parser.add_argument("--socket", required=True, help="the node's unix socket")
     path: str = parser.parse_args().socket
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICE)
-    torch.set_num_threads(CPU_THREADS)
     link = Link(path)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: link.hang_up())
 

@@ -61,8 +61,15 @@ class Materials:
             spec,
             torch.tensor(ids, dtype=torch.int32),
             read_validation(spec, setup.tokenizer, setup.validation),
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            _device(setup.device),
         )
+
+
+def _device(name: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ValueError("device is cuda, but torch finds no GPU here; set device to auto or cpu")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
 
 
 def read_validation(spec: RunSpec, tokenizer_path: str, path: str) -> Validation:

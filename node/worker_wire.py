@@ -45,6 +45,12 @@ class Setup:
     """Absolute paths of the training text: the run's corpus, or a person's own files."""
     directory: str
     """Where snapshots are kept."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    threads: int = 1
+    """On the CPU.  Several workers share a machine, and a small model gains little from more."""
+    nice: int = 10
+    """Training gives way to whatever else the machine does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -47,9 +47,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
+async def peer(run: SmallRun, name: bytes = b"\x01", **changes: str | int) -> AsyncIterator[Peer]:
     """A learner that is supervised meanwhile; afterwards nothing may be left of it."""
-    setup = run.setup(name)
+    setup = replace(run.setup(name), **changes)  # type: ignore[arg-type]
     directory = Path(setup.directory)
     arena = Arena()
     resumed: asyncio.Queue[Round] = asyncio.Queue()
@@ -259,6 +259,23 @@ async def test_files_that_cannot_be_used_are_the_operators_fault(tmp_path: Path)
         async with peer(run) as me:
             await me.learner.start(wire.StartFresh())
     assert caught.group_contains(ConfigError, match="tokens of training text, expected more")
+
+
+async def test_a_worker_is_as_nice_as_its_owner_wants(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path), nice=13) as me:
+        await me.learner.start(wire.StartFresh())
+        assert me.learner.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, me.learner.pid) == 13
+
+
+async def test_a_gpu_that_is_asked_for_and_not_there_is_the_operators_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with peer(small_run(tmp_path), device="cuda") as me:
+            await me.learner.start(wire.StartFresh())
+    assert caught.group_contains(ConfigError, match="torch finds no GPU here")
 
 
 def test_a_socket_path_that_is_too_long_is_refused_with_advice(tmp_path: Path) -> None:
