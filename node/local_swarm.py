@@ -131,6 +131,8 @@ class LocalSwarm:
     def kill(self, child: Child) -> None:
         """kill -9 the node and its worker."""
         child.killed = True
+        if child.status:
+            child.status["state"] = "killed"
         _signal(child.process, signal.SIGKILL)
 
     async def output_of(self, name: str, *arguments: str) -> bytes:
