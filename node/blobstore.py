@@ -1,4 +1,4 @@
-"""Blobs on disk by digest: tokenizer, texts, checkpoints.
+"""Blobs on disk by digest: tokenizer and texts of a run.
 
 A blob is one file named by the hex of its digest.  It is written beside, flushed to disk and
 renamed, so a file of that name was once whole; and it is hashed again before its first use

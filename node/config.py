@@ -48,7 +48,7 @@ class NodeConfig:
     """Everything local.  Each field but `data_dir` is a key of node.toml."""
 
     data_dir: Path
-    """Key, records, blobs, checkpoints, log and socket of this node; one node at a time."""
+    """Key, records, blobs, snapshots and sockets of this node; one node at a time."""
     cache_dir: Path
     """Fetched corpora; several nodes may share it."""
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
@@ -66,7 +66,7 @@ class NodeConfig:
     memory_mib: int = 1024
     """For payloads in flight.  A 125 M model's payload is 250 MB in bf16: two and two."""
     disk_mib: int = 10 * 1024
-    """For blobs and checkpoints.  A guess: ten checkpoints of a 125 M model."""
+    """For blobs; the worker's two snapshots come on top.  A guess: far above any run's texts."""
     first_contact_s: float = 60.0
     """How long a new joiner looks for a member before it gives up and says so; one that has
     been in the run keeps looking.  A guess: a node and its DHT are up in ten seconds."""

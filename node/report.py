@@ -178,7 +178,7 @@ def _summary(report: Report) -> Table:
     parallel = report.bytes_data_parallel()
     table = Table.grid(padding=(0, 2))
     consensus = f"{report.measured.consensus:.4g}" if report.measured else "-"
-    table.add_row("consensus distance (ALGORITHMS N9)", consensus)
+    table.add_row("consensus distance", consensus)
     table.add_row("sent in all", size(all_sent))
     less = f", {parallel / all_sent:.1f} times as much" if all_sent else ""
     table.add_row("data-parallel training would have sent", size(parallel) + less)

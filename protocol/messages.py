@@ -4,7 +4,7 @@ This file *is* the wire format (docs/protocol.md describes it; golden bytes pin 
 message never changes: a changed one is a new class with a new tag.  Constructors check
 ranges, so a message that exists is valid, whoever made it.
 
-One exchange of noloco (ALGORITHMS: the proposer decides):
+One exchange of noloco (docs/noloco.md); the proposer decides:
 
     proposer                                   partner
        | -- Propose(my payload) ----------------> |

@@ -195,3 +195,9 @@ def test_a_simulation_imports_no_network(start: str) -> None:
     for module in sorted(reachable(start)):
         names = imported(parsed(ROOT / f"{module}.py"))
         assert not [n for n in names if opens(n, "libp2p") or opens(n, "trio")], module
+
+
+def test_the_readme_has_a_line_for_every_module() -> None:
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1]
+    listed = {line.split()[0] for line in tree.splitlines() if line.startswith("      ")}
+    assert {path.name for path in FILES if path.name != "__init__.py"} - listed == set()

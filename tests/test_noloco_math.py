@@ -1,4 +1,4 @@
-"""The invariants of NoLoCo's outer step, N1 to N10 of docs/decisions.md, on the real functions.
+"""The invariants of NoLoCo's outer step, N1 to N10 of docs/noloco.md, on the real functions.
 
 N7 is diloco's; that a spec refuses what N8 shows is tested with the spec.
 """

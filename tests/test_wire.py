@@ -25,6 +25,7 @@ from protocol.messages import (
     Propose,
     Refuse,
 )
+from protocol.rpc import METHODS
 from protocol.spec import RunSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "wire.txt"
@@ -125,3 +126,16 @@ def test_a_flipped_byte_is_refused_or_another_message(data: bytes, at: int, flip
     except Malformed:
         return
     assert encode(value) == broken
+
+
+def test_the_specification_lists_every_method_with_its_limits() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `") and "/1`" in line]
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    told = [
+        (name, deadline, per_peer, in_all) for name, _, _, deadline, _, _, per_peer, in_all in found
+    ]
+    table = [
+        (f"`{m.name}`", f"{m.deadline_s:g} s", f"{m.per_peer}", f"{m.in_all}") for m in METHODS
+    ]
+    assert told == table

@@ -1,7 +1,7 @@
 """Vectors to payloads and back: float32, and bfloat16 with stochastic rounding.
 
 Rounding to nearest would stall: weights that drift by less than half a bf16 step a round
-never move (ALGORITHMS 3.4).  So 16 random bits are added below the ones that stay, and the
+never move (docs/noloco.md).  So 16 random bits are added below the ones that stay, and the
 rest is cut: the expectation is exact, and a value that bf16 can hold stays as it is.
 
 The decoder is total: it raises `Malformed` for any bytes that are not `count` finite numbers

@@ -68,7 +68,7 @@ def vector_spread(mine_P: Tensor, theirs_P: Tensor, *, beta: float) -> float:
     """|v_i - v_j|^2 / (2 beta^2): the spread of the fast weights, sum over parameters.
 
     With gamma = beta, v = beta theta, and the mean of this over random pairs estimates the
-    sample variance of theta across peers at the snapshot (ALGORITHMS N9 for theta instead of
+    sample variance of theta across peers at the snapshot (N9 of docs/noloco.md for theta instead of
     phi, plus the codec's rounding).  For another gamma it holds up to the phi part of v.
     The spread of phi itself does not follow from one vector: `node.yardstick` measures it.
     Zero when beta is: then nothing of theta travels.
