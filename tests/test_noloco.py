@@ -349,7 +349,52 @@ def test_a_payload_that_the_worker_refuses_is_blamed_and_costs_nothing() -> None
 def test_blames_a_payload_of_another_size() -> None:
     alice = searching(ALICE, BOB)
     effects = alice.handle(Received(BOB, accept(size=99)), 9.0)
-    assert effects[0] == Blame(BOB, "a payload of 99 bytes, not ours")
+    assert effects[0] == Blame(BOB, "a payload of 99 bytes, not 100")
+
+
+def test_a_proposal_of_a_round_that_the_run_does_not_have_hurries_nobody_and_is_refused() -> None:
+    alice = machine(ALICE, BOB)
+    alice.handle(InnerDone(8, 400), 8.0)
+    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert alice.handle(Received(BOB, propose("b", round=9)), 15.0) == [
+        Blame(BOB, "a payload of round 9, the run has 9"),
+        Send(BOB, Refuse(payload("b"), "failed", 0.0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (accept(round=9), "a payload of round 9, the run has 9"),
+        (accept("a"), "our own payload offered as its own"),
+    ],
+)
+def test_an_acceptance_with_what_no_honest_peer_has_is_blamed_and_not_fetched(
+    answer: Accept, fault: str
+) -> None:
+    alice = searching(ALICE, BOB)
+    effects = [Blame(BOB, fault), Send(BOB, Abort(payload("a")))]
+    assert alice.handle(Received(BOB, answer), 9.0) == effects
+    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [
+        ApplyOuter(Round(1), payload("a"), None, 1.0)
+    ]
+
+
+@pytest.mark.parametrize(
+    "receipt", [exchange(ALICE, BOB, "ab", round=9), exchange(ALICE, BOB, "aa")]
+)
+def test_a_receipt_does_not_stand_for_such_an_acceptance(receipt: Exchange) -> None:
+    effects = searching(ALICE, BOB).handle(Received(BOB, Have(receipt)), 9.0)
+    assert [type(effect) for effect in effects] == [Blame, Send, Send]
+    assert effects[1:] == [Send(BOB, Abort(payload("a")))] * 2
+
+
+def test_a_proposal_of_our_own_payload_is_blamed_and_not_fetched() -> None:
+    alice = searching(ALICE)
+    assert alice.handle(Received(BOB, propose("a")), 9.0) == [
+        Blame(BOB, "our own payload offered as its own"),
+        Send(BOB, Refuse(payload("a"), "failed", 0.0)),
+    ]
 
 
 def test_a_receipt_for_another_payload_ends_the_exchange() -> None:
@@ -442,6 +487,15 @@ def test_the_last_round_ends_without_more_training() -> None:
     assert alice.handle(Received(BOB, propose("b")), 29.0) == [
         Send(BOB, Refuse(payload("b"), "finished", 0.0))
     ]
+
+
+def test_a_peer_that_had_finished_trains_again_if_its_snapshot_is_older() -> None:
+    alice = searching(ALICE, rounds=1)
+    alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
+    alice.handle(OuterDone(Round(1)), 28.5)
+    assert alice.handle(Resumed(Round(0)), 40.0) == [RunInner(Round(0), 8)]
+    assert alice.handle(InnerDone(8, 400), 48.0) == [Snapshot(Round(0))]
+    assert not alice.finished
 
 
 def test_the_last_round_does_not_wait_for_a_partner_when_nobody_else_trains() -> None:

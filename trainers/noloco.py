@@ -23,6 +23,7 @@ from protocol.messages import MAX_ROUND, Message, Propose, Refuse
 from protocol.spec import NolocoConfig
 from trainers.machine import (
     ApplyOuter,
+    Blame,
     Closed,
     CloseInner,
     DecisionsSeen,
@@ -92,7 +93,7 @@ class Noloco:
         self._closing = False
         self._applying = False
         self._out: list[Effect] = []
-        self._pairing = Pairing(me, run, config, max_tokens, self._out)
+        self._pairing = Pairing(me, run, config, self._out, rounds=rounds, max_tokens=max_tokens)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         self._record(event, now)
@@ -165,6 +166,7 @@ class Noloco:
         self._pairing.drop()  # the worker may have died while it had nothing to fail
         self._applying = False
         self.round = round
+        self.finished = False  # the snapshot on disk may be of an earlier round
         self._step_s = None
         if round >= self.rounds:
             self._finish()
@@ -218,6 +220,11 @@ class Noloco:
         if isinstance(message, Propose):
             if self.finished:
                 self._out.append(Send(sender, Refuse(message.digest, "finished", 0.0)))
+                return
+            if message.round >= self.rounds:  # before we hurry for one that seems to be ahead
+                reason = f"a payload of round {message.round}, the run has {self.rounds}"
+                self._out.append(Blame(sender, reason))
+                self._out.append(Send(sender, Refuse(message.digest, "failed", 0.0)))
                 return
             if self._pairing.mine is None and not self._ready_soon(message, now):
                 self._pairing.candidates.remember(sender)

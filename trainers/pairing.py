@@ -17,16 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from protocol.ids import Digest, PeerId, Round, RunId
-from protocol.messages import (
-    Abort,
-    Accept,
-    Commit,
-    Exchange,
-    Have,
-    Message,
-    Propose,
-    Refuse,
-)
+from protocol.messages import Abort, Accept, Commit, Exchange, Have, Message, Propose, Refuse
 from protocol.spec import NolocoConfig
 from trainers.machine import (
     AskAgain,
@@ -44,26 +35,27 @@ from trainers.machine import (
     Timer,
     Wait,
 )
-from trainers.pairs import (
-    Alone,
-    Candidates,
-    Decisions,
-    Pair,
-    Payload,
-    exchange_between,
-)
+from trainers.pairs import Alone, Candidates, Decisions, Pair, Payload, exchange_between
 
 
 class Pairing:
     """The search for a partner for one payload at a time, and the exchange with it."""
 
     def __init__(
-        self, me: PeerId, run: RunId, config: NolocoConfig, max_tokens: int, out: list[Effect]
+        self,
+        me: PeerId,
+        run: RunId,
+        config: NolocoConfig,
+        out: list[Effect],
+        *,
+        rounds: int,
+        max_tokens: int,
     ) -> None:
         self._me = me
         self._config = config
-        self._max_tokens = max_tokens
         self._out = out
+        self._rounds = rounds
+        self._max_tokens = max_tokens
         self.candidates = Candidates(me, run)
         self.mine: Payload | None = None
         self.result: Alone | Pair | None = None
@@ -249,8 +241,8 @@ class Pairing:
     def _accept(self, proposer: PeerId, propose: Propose, now: float) -> None:
         mine = self.mine
         assert mine is not None
-        if propose.size_bytes != mine.size_bytes or propose.fragment != 0:
-            self._out.append(Blame(proposer, f"a payload of {propose.size_bytes} bytes, not ours"))
+        if fault := mine.fault(propose, self._rounds):
+            self._out.append(Blame(proposer, fault))
             self._send(proposer, Refuse(propose.digest, "failed", 0.0))
             self._next(proposer, now)
         else:
@@ -262,8 +254,8 @@ class Pairing:
         if mine is None or self._proposed_to != sender or accept.proposed != mine.digest:
             if self._open_pair(accept.proposed) is None:  # withdrawn; a doubled one is ignored
                 self._send(sender, Abort(accept.proposed))
-        elif accept.size_bytes != mine.size_bytes:
-            self._out.append(Blame(sender, f"a payload of {accept.size_bytes} bytes, not ours"))
+        elif fault := mine.fault(accept, self._rounds):
+            self._out.append(Blame(sender, fault))
             self._send(sender, Abort(mine.digest))
             self._next(sender, now)
         else:

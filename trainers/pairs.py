@@ -57,6 +57,18 @@ class Payload:
         theirs, tokens = exchange.partner_digest, exchange.partner_tokens
         return Payload(exchange.round, theirs, self.size_bytes, tokens)
 
+    def fault(self, offer: Propose | Accept, rounds: int) -> str | None:
+        """Why no honest peer of a run of so many rounds offers this for ours; None: it may."""
+        if offer.round >= rounds:
+            return f"a payload of round {offer.round}, the run has {rounds}"
+        if offer.digest == self.digest:
+            return "our own payload offered as its own"
+        if offer.size_bytes != self.size_bytes:
+            return f"a payload of {offer.size_bytes} bytes, not {self.size_bytes}"
+        if isinstance(offer, Propose) and offer.fragment:
+            return f"fragment {offer.fragment} of a payload that is whole"
+        return None
+
 
 def exchange_between(
     proposer: PeerId,
