@@ -79,10 +79,6 @@ class DataDir:
         """Snapshot of the training, the worker's own."""
         return self.root / "worker"
 
-    @property
-    def log(self) -> Path:
-        return self.root / "log"
-
     def create(self) -> None:
         """Make what is missing, for this user only.
 
@@ -103,7 +99,7 @@ class DataDir:
         """No other node uses the directory meanwhile.
 
         Raises:
-            ConfigError: one does.
+            ConfigError: one does, or the disk takes no lock file.
         """
         try:
             file = open(self.lock, "a+", encoding="ascii", errors="replace")  # noqa: SIM115
@@ -122,11 +118,19 @@ class DataDir:
                     f"data directory {self.root}: in use by the node with process id {found}, "
                     "expected no other node; stop that one or choose another data directory"
                 ) from None
-            file.seek(0)
-            file.truncate()
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            self._write_pid(file.fileno())
             yield
+
+    def _write_pid(self, lock_fd: int) -> None:
+        """Past the file's buffer, which would try again, and fail again, when it is closed."""
+        try:
+            os.ftruncate(lock_fd, 0)
+            os.write(lock_fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise ConfigError(
+                f"lock file {self.lock}: {error.strerror}, expected to write to it; free some "
+                "space or choose another data directory"
+            ) from error
 
     def claim_run(self, run: RunId) -> None:
         """Make the directory one of `run`.
@@ -134,10 +138,17 @@ class DataDir:
         Raises:
             ConfigError: it belongs to another run.
         """
+        self.check_run(run)
+        write_atomically(self.run, f"{run.hex()}\n".encode())
+
+    def check_run(self, run: RunId) -> None:
+        """The directory may be used for `run`.
+
+        Raises:
+            ConfigError: it belongs to another run.
+        """
         found = self.claimed_run()
-        if found is None:
-            write_atomically(self.run, f"{run.hex()}\n".encode())
-        elif found != run:
+        if found is not None and found != run:
             raise ConfigError(
                 f"data directory {self.root}: found run {short(found)}, expected run {short(run)}; "
                 "a directory holds one run, so choose another data directory"
