@@ -16,7 +16,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
         > requirements.txt \
     && python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt setuptools -r requirements.txt \
-    && echo /opt/shoal > /opt/venv/lib/python3.11/site-packages/shoal.pth
+    && echo /opt/shoal > "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shoal.pth"
 COPY README.md ./
 COPY protocol protocol
 COPY crdt crdt

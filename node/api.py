@@ -279,5 +279,5 @@ class ApiClient:
         except TimeoutError:
             raise ConfigError(
                 f"the node on {self._path.parent} did not answer within {CALL_DEADLINE_S:g} s; "
-                "look at its log"
+                "see what it wrote to standard error"
             ) from None
