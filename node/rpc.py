@@ -20,7 +20,13 @@ from node.bridge import Server
 from node.p2p.answering import BUSY, LATE, MALFORMED, Incoming
 from node.p2p.asking import Answer, Broke, Gone, Outcome
 from protocol import codec
-from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.errors import (
+    LocalProtocolError,
+    Malformed,
+    PeerUnavailable,
+    RemoteProtocolError,
+    ShoalError,
+)
 from protocol.frame import MAX_DEADLINE_MS, Refusal
 from protocol.ids import PeerId, short
 from protocol.rpc import Method
@@ -29,6 +35,8 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 MAX_DEADLINE_S = MAX_DEADLINE_MS / 1000
+FAILED = "failed"
+"""The code of a call whose handler could not do its work: no memory, no disk, no worker."""
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ class Refused(Exception):
 
 
 class CallRefused(PeerUnavailable):
-    """The peer refused the call with `code`: `busy`, `unknown`, `late` or one of its handler's."""
+    """The peer refused the call: as `busy`, `unknown`, `late`, `failed` or one of its handler's."""
 
     def __init__(self, peer: PeerId, method: str, refusal: Refusal) -> None:
         super().__init__(peer, f"refused {method} as {refusal.code}: {refusal.sentence}")
@@ -80,7 +88,7 @@ class Rpc:
     def __init__(
         self, bridge: Calls, *, on_blame: Callable[[PeerId, str], None] | None = None
     ) -> None:
-        """Args: on_blame: told of every peer that broke the protocol, and how."""
+        """Args: on_blame: told of every peer that broke the protocol, and how; None: logged."""
         self._bridge = bridge
         self._on_blame = on_blame
         self._methods: dict[str, Method[Any, Any]] = {}
@@ -115,9 +123,10 @@ class Rpc:
     def serve(self, method: Method[Q, A], handler: Callable[[PeerId, Q], Awaitable[A]]) -> None:
         """Answer `method` with `handler`.
 
-        It may raise `Refused`, or `Malformed` when what the request carries is none.  Where the
-        answer is `bytes` it may return a memoryview: that memory must not change until the call
-        has ended, and is copied only part by part.
+        It may raise `Refused`, or `Malformed` when what the request carries is none.  A
+        `ShoalError` or `OSError` fails this one call; any other exception is a bug and ends the
+        `Rpc`.  Where the answer is `bytes` it may return a memoryview: that memory must not
+        change until the call has ended, and is copied only part by part.
         """
         self._handlers[method.name] = handler
         self._methods[method.name] = method
@@ -202,6 +211,9 @@ class Rpc:
             self._bridge.refuse(incoming, refused.code, refused.sentence)
         except TimeoutError:
             self._bridge.refuse(incoming, LATE, f"no answer within {incoming.deadline_s:g} s")
+        except (ShoalError, OSError) as error:
+            log.exception("call failed here: method=%s peer=%s", method.name, short(incoming.peer))
+            self._bridge.refuse(incoming, FAILED, type(error).__name__)  # the rest is ours to know
         else:
             self._bridge.answer(incoming, self._encoded(method, answer))
 
@@ -217,6 +229,7 @@ class Rpc:
         return answer
 
     def _blame(self, peer: PeerId, reason: str) -> None:
-        log.warning("peer blamed: peer=%s reason=%s", short(peer), reason)
-        if self._on_blame is not None:
+        if self._on_blame is None:
+            log.warning("peer blamed: peer=%s reason=%s", short(peer), reason)
+        else:
             self._on_blame(peer, reason)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from node.arena import ArenaFull
 from node.bridge import Server
 from node.p2p.answering import Incoming
 from node.p2p.asking import Answer, Broke, Gone, Outcome
@@ -192,6 +193,25 @@ async def test_a_request_over_its_limit_is_our_own_fault() -> None:
     async with Rpc(Wire()) as rpc:
         with pytest.raises(LocalProtocolError, match="at most 262144"):
             await rpc.call(ALICE, RECORDS, RecordCall(RUN, bytes(300_000)))
+
+
+@pytest.mark.parametrize("error", [ArenaFull("no room for 7 bytes"), OSError(24, "Too many files")])
+async def test_a_handler_that_lacks_something_fails_its_call_and_no_other(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def lacking(peer: PeerId, request: FetchCall) -> bytes:
+        raise error
+
+    async with Rpc(Wire()) as rpc:
+        rpc.serve(FETCH, lacking)
+        rpc.serve(HELLO, welcome)
+        with pytest.raises(CallRefused, match=f"as failed: {type(error).__name__}$"):
+            await rpc.call(ALICE, FETCH, FETCH_CALL)
+        assert await rpc.call(ALICE, HELLO, HELLO_CALL) == WELCOME
+    (told,) = caplog.records
+    assert told.getMessage().startswith("call failed here: method=fetch/1 peer=")
+    assert told.exc_info
+    assert told.exc_info[1] is error
 
 
 async def test_a_bug_in_a_handler_is_not_hidden() -> None:
