@@ -12,6 +12,7 @@ Source: memfd_create(2), fcntl(2) on file seals.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import mmap
 import os
@@ -26,11 +27,14 @@ MAX_ARENA_BYTES = 1024 * MIB
 MAX_ARENA_COUNT = 64
 """Two descriptors each: far below the usual limit of 1,024, far above what rounds need."""
 
+HASHED_AT_ONCE_BYTES = MIB
+"""Hashed in a millisecond; what is larger is hashed in a thread, the event loop goes on."""
+
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class ArenaFull(ShoalError):
-    """There is no room for this payload now; nothing was changed."""
+    """There is no room for this payload now, or no descriptor; nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class Arena:
     """All payloads of one node that are on their way."""
 
     def __init__(self, max_bytes: int = MAX_ARENA_BYTES, max_count: int = MAX_ARENA_COUNT) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._max_count = max_count
         self._held: dict[Digest, _Held] = {}
         self._slots: set[Slot] = set()
@@ -67,10 +71,13 @@ class Arena:
         """Memory to receive a payload of this size in.
 
         Raises:
-            ArenaFull: over a limit.
+            ArenaFull: over a limit, ours or the system's.
         """
         self._check_room(size_bytes)
-        slot = Slot(self, size_bytes)
+        try:
+            slot = Slot(self, size_bytes)
+        except OSError as error:
+            raise _refused(size_bytes, error) from error
         self._slots.add(slot)
         return slot
 
@@ -92,7 +99,7 @@ class Arena:
         Takes the descriptor over, whatever comes of it.
 
         Raises:
-            ArenaFull: over a limit.
+            ArenaFull: over a limit, ours or the system's.
         """
         try:
             self._check_room(size_bytes)
@@ -130,10 +137,10 @@ class Arena:
     def _check_room(self, size_bytes: int) -> None:
         if len(self) >= self._max_count:
             raise ArenaFull(f"{len(self)} payloads in flight, at most {self._max_count}")
-        if self.size_bytes + size_bytes > self._max_bytes:
+        if self.size_bytes + size_bytes > self.max_bytes:
             raise ArenaFull(
                 f"no room for a payload of {size_bytes} bytes: {self.size_bytes} of "
-                f"{self._max_bytes} bytes in use"
+                f"{self.max_bytes} bytes in use"
             )
 
     def _hold(self, digest: Digest, size_bytes: int, fd: int) -> None:
@@ -141,7 +148,12 @@ class Arena:
             held.count += 1
             os.close(fd)
             return
-        self._held[digest] = _Held(fd, size_bytes, map_read_only(fd, size_bytes), 1)
+        try:
+            memory = map_read_only(fd, size_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise _refused(size_bytes, error) from error
+        self._held[digest] = _Held(fd, size_bytes, memory, 1)
 
     def _committed(self, slot: Slot, digest: Digest, fd: int) -> None:
         self._slots.discard(slot)
@@ -166,8 +178,21 @@ class Slot:
 
         Raises:
             Malformed: it is not; the slot is given back.
+            ArenaFull: the system has no descriptor for it; the slot is given back.
         """
-        found = digest_of(self.view)
+        self._commit(digest_of(self.view), expected)
+
+    async def verify_and_commit(self, expected: Digest) -> None:
+        """`commit` for the event loop, which goes on while a large payload is hashed.
+
+        Who is cancelled meanwhile abandons the slot as ever: its memory goes with the hashing.
+        """
+        if self.size_bytes <= HASHED_AT_ONCE_BYTES:
+            self.commit(expected)
+        else:
+            self._commit(await asyncio.to_thread(digest_of, self.view), expected)
+
+    def _commit(self, found: Digest, expected: Digest) -> None:
         if found != expected:
             self.abandon()
             raise Malformed(f"a payload with hash {short(found)}, expected {short(expected)}")
@@ -184,8 +209,12 @@ class SealableMemory:
 
     def __init__(self, size_bytes: int) -> None:
         self._fd = os.memfd_create("shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, size_bytes)
-        self._map = mmap.mmap(self._fd, size_bytes)
+        try:
+            os.ftruncate(self._fd, size_bytes)
+            self._map = mmap.mmap(self._fd, size_bytes)
+        except OSError:
+            os.close(self._fd)
+            raise
         self.view = memoryview(self._map)
 
     def seal(self) -> int:
@@ -201,6 +230,10 @@ class SealableMemory:
         if self._fd >= 0:
             os.close(self._fd)  # a receiver may still hold slices: the map goes with them
             self._fd = -1
+
+
+def _refused(size_bytes: int, error: OSError) -> ArenaFull:
+    return ArenaFull(f"the system has no memory for a payload of {size_bytes} bytes: {error}")
 
 
 def map_read_only(fd: int, size_bytes: int) -> mmap.mmap:

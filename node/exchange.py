@@ -47,22 +47,22 @@ class Exchange:
         """Hold the payload, checked against its name.  Raises `PeerError`."""
         try:
             slot = self._arena.reserve(size_bytes)
+            try:
+                await self._caller.call(
+                    source,
+                    rpc.FETCH,
+                    rpc.FetchCall(self._run, digest),
+                    deadline_s=self._fetch_deadline_s,
+                    into=slot.view,
+                )
+                await slot.verify_and_commit(digest)
+            finally:
+                slot.abandon()
         except ArenaFull as error:
             raise PeerUnavailable(source, f"no memory for its payload: {error}") from error
-        try:
-            await self._caller.call(
-                source,
-                rpc.FETCH,
-                rpc.FetchCall(self._run, digest),
-                deadline_s=self._fetch_deadline_s,
-                into=slot.view,
-            )
-            slot.commit(digest)
         except Malformed as error:
             self.blame(source, f"sent another payload: {error}")
             raise RemoteProtocolError(source, str(error)) from error
-        finally:
-            slot.abandon()
 
     def release(self, digest: Digest) -> None:
         """Drop the payload; one that is not held is no error."""

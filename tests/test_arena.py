@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from node.arena import Arena, ArenaFull
+from node.arena import HASHED_AT_ONCE_BYTES, Arena, ArenaFull
 from protocol.errors import Malformed
 from protocol.ids import digest_of
 
@@ -116,3 +120,63 @@ def test_no_descriptor_is_left_after_close(arena: Arena) -> None:
     arena.close()
     del slot
     assert (open_fds(), len(arena)) == (before, 0)
+
+
+@contextmanager
+def few_descriptors(left: int) -> Iterator[None]:
+    """A process that may open `left` more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = [os.open("/dev/null", os.O_RDONLY)]
+    while fillers[-1] <= highest:  # the lowest free number is given first
+        fillers.append(os.open("/dev/null", os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_process_out_of_descriptors_has_a_full_arena_and_loses_none(
+    arena: Arena, left: int
+) -> None:
+    before = open_fds()
+    with few_descriptors(left), pytest.raises(ArenaFull, match="Too many open files"):
+        arena.reserve(100)
+    assert (open_fds(), len(arena)) == (before, 0)
+
+
+def test_a_memfd_that_cannot_be_mapped_is_refused_and_closed(arena: Arena) -> None:
+    before = open_fds()
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 100)
+    with few_descriptors(0), pytest.raises(ArenaFull, match="Too many open files"):
+        arena.adopt(DIGEST, 100, fd)
+    assert (open_fds(), len(arena)) == (before, 0)
+
+
+async def test_the_event_loop_goes_on_while_a_large_payload_is_hashed() -> None:
+    arena = Arena()
+    data = bytes(HASHED_AT_ONCE_BYTES + 1)
+    slot = arena.reserve(len(data))
+    hashing = asyncio.create_task(slot.verify_and_commit(digest_of(data)))
+    await asyncio.sleep(0)
+    assert not hashing.done()
+    await hashing
+    assert digest_of(data) in arena
+    arena.close()
+
+
+async def test_a_slot_given_up_while_it_is_hashed_gives_its_room_back() -> None:
+    arena = Arena()
+    slot = arena.reserve(HASHED_AT_ONCE_BYTES + 1)
+    hashing = asyncio.create_task(slot.verify_and_commit(DIGEST))
+    await asyncio.sleep(0)
+    hashing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hashing
+    slot.abandon()
+    assert (arena.size_bytes, len(arena)) == (0, 0)
