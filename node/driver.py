@@ -7,7 +7,8 @@ the worker gets its requests in that order; messages to one peer stay in order, 
 
 Whoever built the driver starts the trainer by posting `Resumed`, and posts it again each time
 the worker is back.  From then on the trainer hears nothing of what it asked the former worker
-for, and the new one is not asked for anything that was decided before.
+for, and the new one is not asked for anything that was decided before.  A fetch that was
+given up has no answer either, even if that lies in the inbox by then.
 
 `run` ends only by cancellation or by a bug, and then every child is gone.
 """
@@ -58,6 +59,9 @@ from trainers.machine import (
 )
 
 log = logging.getLogger(__name__)
+
+Asked = int | asyncio.Task[None] | None
+"""What an event answers: the worker of that start, that fetch, or nothing."""
 
 INBOX_EVENTS = 1024
 """Full means that the trainer is behind: whoever posts waits, so the network reads slower."""
@@ -157,8 +161,7 @@ class Driver:
         self._network = network
         self._journal = journal
         self._clock = clock
-        self._inbox: asyncio.Queue[tuple[Event, int | None]] = asyncio.Queue(INBOX_EVENTS)
-        """With what the worker answered: the number of its start."""
+        self._inbox: asyncio.Queue[tuple[Event, Asked]] = asyncio.Queue(INBOX_EVENTS)
         self._starts = 0
         """`Resumed` that were posted."""
         self._start = 0
@@ -166,6 +169,9 @@ class Driver:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._fetches: dict[Digest, asyncio.Task[None]] = {}
+        """Those whose answer the trainer was not told yet."""
+        self._held: set[Digest] = set()
+        """Payloads that are the trainer's to release: its own and fetched ones."""
         self._outboxes: dict[PeerId, deque[Message]] = {}
         self._children = asyncio.TaskGroup()
 
@@ -179,16 +185,27 @@ class Driver:
         """Take events until cancelled."""
         async with self._children:
             while True:
-                event, start = await self._next()
+                event, asked = await self._next()
                 if isinstance(event, Resumed):
                     self._start += 1
-                if start is None or start == self._start:
+                if self._is_awaited(event, asked):
                     self._handle(event)
                 elif isinstance(event, SnapshotDone):  # of a former worker
                     self._network.release(event.digest)
                 await asyncio.sleep(0)  # children begin before the next event is looked at
 
-    async def _next(self) -> tuple[Event, int | None]:
+    def _is_awaited(self, event: Event, asked: Asked) -> bool:
+        """Whether the trainer still wants to hear this."""
+        match event:
+            case Fetched(digest) | FetchFailed(digest):
+                if self._fetches.get(digest) is not asked:
+                    return False
+                del self._fetches[digest]
+            case SnapshotDone(digest=digest) if asked == self._start:
+                self._held.add(digest)
+        return not isinstance(asked, int) or asked == self._start
+
+    async def _next(self) -> tuple[Event, Asked]:
         """The earliest timer that is due, else what was posted first."""
         while True:
             left_s = self._timers[0][0] - self._clock() if self._timers else None
@@ -228,11 +245,10 @@ class Driver:
             case CloseInner():
                 self._learner.close_inner()
             case Fetch():
-                self._give_up_fetch(effect.digest)
+                self._let_go(effect.digest)
                 self._fetches[effect.digest] = self._begin(self._fetch(effect))
             case Release(digest):
-                self._give_up_fetch(digest)
-                self._network.release(digest)
+                self._let_go(digest)
             case Publish(decisions):
                 self._journal.publish(decisions)
             case Wait():
@@ -294,13 +310,20 @@ class Driver:
         except PeerError as error:
             log.info("fetch failed: digest=%s %s", short(effect.digest), error)
             event = FetchFailed(effect.digest, error.reason)
-        del self._fetches[effect.digest]  # ours: one that was given up does not get here
-        await self.post(event)
+        else:
+            self._held.add(effect.digest)
+        await self._inbox.put((event, asyncio.current_task()))
 
-    def _give_up_fetch(self, digest: Digest) -> None:
-        """Who asked for it knows: there is no answer."""
-        if task := self._fetches.pop(digest, None):
-            task.cancel()
+    def _let_go(self, digest: Digest) -> None:
+        """Give up the fetch, if it is one, and drop what is held by it or of our own.
+
+        Nothing else goes: others hold payloads in the same arena, perhaps under this name.
+        """
+        if fetch := self._fetches.pop(digest, None):
+            fetch.cancel()
+        if digest in self._held:
+            self._held.remove(digest)
+            self._network.release(digest)
 
     def _send(self, to: PeerId, message: Message) -> None:
         outbox = self._outboxes.get(to)

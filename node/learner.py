@@ -206,6 +206,8 @@ class Learner:
             OuterRefused: their payload is none of this run; nothing was changed.
         """
         life = self._running()
+        if theirs is not None and theirs not in self._arena:
+            raise OuterRefused("their payload is not held any more")
         fd = None if theirs is None else self._arena.fd(theirs)
         command = wire.ApplyOuter(round, mine, theirs, my_weight)
         event, _ = await life.call(command, fd=fd)

@@ -145,6 +145,17 @@ class Wire:
         self.done.append(("blame", peer, reason))
 
 
+def quiet(trainer: Script, wire: Wire) -> Driver:
+    """A driver whose worker and journal do not matter."""
+    return Driver(
+        trainer,
+        learner=Worker(),
+        network=wire,
+        journal=Notes(),
+        clock=lambda: asyncio.get_running_loop().time(),
+    )
+
+
 def play(
     *effects: Effect,
     worker: Worker | None = None,
@@ -249,7 +260,50 @@ def test_a_payload_is_fetched_or_the_failure_is_told() -> None:
 def test_a_released_payload_is_not_fetched_any_further() -> None:
     wire = Wire(stuck=BOB)
     assert play(Fetch(X, 99, BOB), wire=wire, then=[Release(X), Release(Y)]) == []
-    assert (wire.hung_up_at, wire.done) == ([0.0], [("release", X), ("release", Y)])
+    assert (wire.hung_up_at, wire.done) == ([0.0], [])  # what is not held may be another's
+
+
+def test_its_own_and_fetched_payloads_are_released_once() -> None:
+    wire = Wire()
+    script = Script(Snapshot(Round(3)), Fetch(Y, 99, BOB), then=[Release(X), Release(Y)] * 2)
+    driver = quiet(script, wire)
+
+    async def main() -> None:
+        running = asyncio.create_task(driver.run())
+        await driver.post(ONCE)
+        await asyncio.sleep(1.0)
+        await driver.post(NEXT)
+        await asyncio.sleep(1.0)
+        running.cancel()
+
+    in_virtual_time(main())
+    assert wire.done == [("fetch", Y, 99), ("release", X), ("release", Y)]
+
+
+def test_the_answer_to_a_fetch_that_was_given_up_is_not_told_for_the_next_one() -> None:
+    """A payload arrives while its owner's withdrawal and new offer lie in the inbox."""
+
+    class Late(Wire):
+        async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
+            if source == BOB:
+                await driver.post(NEXT)
+            else:
+                await asyncio.sleep(5.0)
+            self.done.append(("fetch", source))
+
+    wire = Late()
+    script = Script(Fetch(X, 99, BOB), then=[Release(X), Fetch(X, 99, ME)])
+    driver = quiet(script, wire)
+
+    async def main() -> None:
+        running = asyncio.create_task(driver.run())
+        await driver.post(ONCE)
+        await asyncio.sleep(10.0)
+        running.cancel()
+
+    in_virtual_time(main())
+    assert script.heard == [(5.0, Fetched(X))]
+    assert wire.done == [("fetch", BOB), ("release", X), ("fetch", ME)]
 
 
 def test_a_message_that_cannot_be_sent_is_told() -> None:
