@@ -1,7 +1,8 @@
 """What a joiner fetches from members: blobs of the spec, and a checkpoint to start from.
 
 A blob is asked for until it is here, and a member that appears meanwhile is asked next; a
-checkpoint is one donor's, and whoever wants it tries the next.  Every wait has a name.
+checkpoint is one donor's, and whoever wants it tries the next.  A checkpoint has to have the
+size that the run's model gives it, and to come at a speed worth waiting for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from node.arena import Arena, ArenaFull
-from node.blobstore import BlobStore, NotFetched
+from node.blobstore import FETCH_S, BlobStore, NotFetched
 from node.ports import Rpc
 from node.telemetry import Waits
 from protocol import codec, rpc
@@ -20,12 +21,21 @@ from protocol.envelope import Domain, verify
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId, RunId
 from protocol.messages import MAX_MESSAGE_BYTES, Checkpoint
-from protocol.spec import BlobRef
+from protocol.payload import num_parameters
+from protocol.spec import BlobRef, GptConfig
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
 """Until members are asked again for a blob that none of them gave."""
+CHECKPOINT_S = 60.0
+SLOWEST_BYTES_PER_S = 100_000
+"""A checkpoint comes within `CHECKPOINT_S` and the time that it takes at this speed, or another
+member is asked: 140 s for the default model.  A guess at the slowest donor worth waiting for."""
+NUMBERS_BYTES = 2 * 4
+"""Of a parameter in a checkpoint: slow weight and outer momentum, float32."""
+HEADER_BYTES = 4096
+"""Of a checkpoint at most: names, shapes, round and the run, some 200 bytes of JSON."""
 
 
 async def fetch_blob(
@@ -43,8 +53,8 @@ async def fetch_blob(
         return path
     while True:
         try:
-            with waits.on(what, "any member", rpc.BLOB.deadline_s):
-                path = await store.fetch(caller, run, ref, peers())
+            with waits.on(what, "any member", FETCH_S):
+                path = await store.fetch(caller, run, ref, peers(), deadline_s=FETCH_S)
         except NotFetched as error:
             log.info("not fetched yet: what=%s reason=%s", what, error)
             with waits.on(f"a member that has {what}", "any member", AGAIN_S):
@@ -70,35 +80,50 @@ async def ask_checkpoint(caller: Rpc, peer: PeerId, run: RunId) -> Checkpoint:
 
 
 async def fetch_checkpoint(
-    donor: PeerId, *, run: RunId, caller: Rpc, arena: Arena, waits: Waits
+    donor: PeerId, *, run: RunId, model: GptConfig, caller: Rpc, arena: Arena, waits: Waits
 ) -> Checkpoint:
     """The donor's slow weights and momentum, held in the arena for the caller to release.
 
     Raises:
-        PeerUnavailable: the donor has none, is gone, or there is no memory for it.
-        RemoteProtocolError: what it sent is not what it signed.
+        PeerUnavailable: the donor has none, is gone or too slow, or there is no memory for it.
+        RemoteProtocolError: what it offers is no checkpoint of this model, or what it sent is
+            not what it signed.
     """
     with waits.on("a checkpoint", donor, rpc.CHECKPOINT.deadline_s):
         checkpoint = await ask_checkpoint(caller, donor, run)
+    size_bytes, least = checkpoint.size_bytes, NUMBERS_BYTES * num_parameters(model)
+    if not least < size_bytes <= least + HEADER_BYTES:
+        raise RemoteProtocolError(
+            donor,
+            f"offered a checkpoint of {size_bytes} bytes, expected {least} and a header of at "
+            f"most {HEADER_BYTES}",
+        )
+    deadline_s = CHECKPOINT_S + size_bytes / SLOWEST_BYTES_PER_S
     try:
-        slot = arena.reserve(checkpoint.size_bytes)
+        with waits.on(f"a checkpoint of {size_bytes} bytes", donor, deadline_s):
+            async with asyncio.timeout(deadline_s):
+                await _take(donor, checkpoint, run=run, caller=caller, arena=arena)
+    except TimeoutError:
+        raise PeerUnavailable(donor, f"no whole checkpoint within {deadline_s:g} s") from None
     except ArenaFull as error:
         raise PeerUnavailable(donor, f"no memory for its checkpoint: {error}") from error
+    except Malformed as error:
+        raise RemoteProtocolError(donor, f"sent another checkpoint: {error}") from error
+    return checkpoint
+
+
+async def _take(
+    donor: PeerId, checkpoint: Checkpoint, *, run: RunId, caller: Rpc, arena: Arena
+) -> None:
+    """The checkpoint's bytes, chunk by chunk, into the arena."""
+    slot = arena.reserve(checkpoint.size_bytes)
     try:
         for offset in range(0, checkpoint.size_bytes, rpc.CHUNK_BYTES):
             length = min(rpc.CHUNK_BYTES, checkpoint.size_bytes - offset)
-            with waits.on(
-                f"a checkpoint, {offset} of {checkpoint.size_bytes} bytes",
-                donor,
-                rpc.BLOB.deadline_s,
-            ):
-                part = slot.view[offset : offset + length]
-                call = rpc.BlobCall(run, checkpoint.digest, offset, length)
-                await caller.call(donor, rpc.BLOB, call, into=part)
-                part.release()
-        slot.commit(checkpoint.digest)
-    except Malformed as error:
-        raise RemoteProtocolError(donor, f"sent another checkpoint: {error}") from error
+            call = rpc.BlobCall(run, checkpoint.digest, offset, length)
+            part = slot.view[offset : offset + length]
+            await caller.call(donor, rpc.BLOB, call, into=part)
+            part.release()  # not if the call failed: its receiver may still hold the part
+        await slot.verify_and_commit(checkpoint.digest)
     finally:
         slot.abandon()
-    return checkpoint

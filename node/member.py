@@ -216,6 +216,8 @@ class Member:
         tokenizer = await self._blob("the tokenizer", data.tokenizer)
         validation = await self._blob("the validation text", data.validation)
         if data.corpus is not None:
+            if own:
+                log.warning("own_data is not used: this run has a corpus, the same for all")
             own = [str(await self._blob("the corpus", data.corpus))]
         assert self.held.signed is not None
         return wire.Setup(
@@ -247,7 +249,12 @@ class Member:
 
         async def fetch_checkpoint(donor: PeerId) -> Checkpoint:
             return await joining.fetch_checkpoint(
-                donor, run=self.held.run, caller=world.rpc, arena=self._arena, waits=world.waits
+                donor,
+                run=self.held.run,
+                model=spec.model,
+                caller=world.rpc,
+                arena=self._arena,
+                waits=world.waits,
             )
 
         return Training(
