@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from crdt.author import MAX_JUMP, Author
@@ -43,14 +44,13 @@ from protocol.envelope import Signer
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, Round, short
 from protocol.messages import Checkpoint
-from protocol.rpc import PresenceCall
 from protocol.spec import BlobRef, RunSpec, SignedSpec
 from trainers.machine import Received
 
 log = logging.getLogger(__name__)
 
 GOODBYE_S = 1.0
-"""For signing and spreading the last record before the node stops."""
+"""For the last record, on disk and with a few peers; the last presence goes out meanwhile."""
 BOOT_BYTES = 8
 
 
@@ -82,9 +82,7 @@ class Member:
         self._arena = Arena(world.config.memory_bytes)
         self._services: Services | None = None
         view = PresenceView(held.run, self._me, self._rng)
-        self.journal = Journal(
-            self._me, world.waits, self._write, speak=lambda: self.presence.speak()
-        )
+        self.journal = Journal(self._me, world.waits, self._write, speak=self._entered)
         self.presence = PresenceService(
             run=held.run,
             signer=world.signer,
@@ -124,23 +122,24 @@ class Member:
                 tasks.create_task(self.presence.run(), name="presence")
                 self.training = self._new_training(spec, await self._files(spec))
                 self._candidates_changed()
-                self._join()
                 await self.training.run(is_new=self.held.is_new)
         finally:
             self._arena.close()
 
     def blame(self, peer: PeerId, reason: str) -> None:
-        """`peer` broke the protocol: say so, and sign it."""
+        """`peer` broke the protocol: say so, and sign it.  Never raises."""
         log.warning("peer blamed: peer=%s reason=%s", short(peer), reason)
-        self._write(lambda content: content.with_blame(peer, reason))
+        if self.records:
+            self.records.write_blame(peer, reason)
 
     async def leave(self) -> None:
         """Say goodbye for good: in our record, and to who is alive."""
         self.journal.enter("leaving")
-        if self.records:
-            self._write(_with_status("left"))
-            await self.records.settled(GOODBYE_S)
-        await self.presence.leave()
+        async with asyncio.TaskGroup() as goodbyes:
+            if self.records:
+                self._write(_left)
+                goodbyes.create_task(self.records.flush(GOODBYE_S), name="last record")
+            goodbyes.create_task(self.presence.leave(), name="last presence")
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -182,6 +181,7 @@ class Member:
             peers=lambda: [presence.peer for presence in self.presence.live()],
             changed=lambda authors: self._candidates_changed(),
             blame=self.blame,
+            waits=world.waits,
             rng=self._rng,
         )
 
@@ -195,7 +195,7 @@ class Member:
             secret=self.held.ticket.secret,
             signer=self._world.signer,
             received=self._received,
-            presence=self._presence_call,
+            presence=self.presence.handle,
             records=records.handle,
             checkpoint=self._checkpoint,
             arena=self._arena,
@@ -277,14 +277,12 @@ class Member:
             clock=world.clock,
         )
 
-    def _join(self) -> None:
-        name = self._world.config.name or None
-
-        def change(content: Content) -> Content:
-            since = content.member.since if content.member else Round(0)
-            return replace(content, member=MemberFacts(name=name, since=since, status="joined"))
-
-        self._write(change)
+    def _entered(self) -> None:
+        """The training is in a new state; from "starting" on it knows its round."""
+        if self.journal.state == "starting":
+            name = self._world.config.name or None
+            self._write(partial(_joined, name=name, round=self.journal.round))
+        self.presence.speak()
 
     # --- what the parts tell each other -----------------------------------------------------
 
@@ -329,9 +327,6 @@ class Member:
             raise Refused("not-ready", f"this node is {self.journal.state}")
         await self.training.received(event)
 
-    async def _presence_call(self, peer: PeerId, call: PresenceCall) -> PresenceCall:
-        return await self.presence.handle(peer, call)
-
     async def _checkpoint(self) -> Checkpoint | None:
         return await self.training.checkpoint() if self.training else None
 
@@ -343,10 +338,11 @@ def announced(config: NodeConfig, me: PeerId, bridge: Bridge) -> tuple[str, ...]
     return bridge.addrs()
 
 
-def _with_status(status: str) -> Callable[[Content], Content]:
-    def change(content: Content) -> Content:
-        if content.member is None:
-            return content
-        return replace(content, member=replace(content.member, status=status))
+def _joined(content: Content, *, name: str | None, round: Round) -> Content:
+    since = content.member.since if content.member else round
+    return replace(content, member=MemberFacts(name=name, since=since, status="joined"))
 
-    return change
+
+def _left(content: Content) -> Content:
+    member = content.member and replace(content.member, status="left")
+    return replace(content, member=member)

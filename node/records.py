@@ -19,14 +19,16 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 
 from crdt import sync
 from crdt.author import Author
-from crdt.record import Entry, Proof
 from crdt.replica import Replica
 from crdt.schema import Content, NoView, View
 from node.ports import Rpc
 from node.record_files import RETRY_S, RecordFiles
+from node.telemetry import Waits
+from protocol import check
 from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import Digest, PeerId, short
 from protocol.rpc import RECORDS, RecordCall
@@ -50,6 +52,8 @@ ASK_PEERS = 3
 ASK_TICK_S = 0.2
 MAX_EARLY = 64
 """Changes that wait for our own record; a round takes longer than `ASK_S`."""
+MAX_EARLY_BLAMES = 32
+"""Waiting changes beyond which no blame is added: peers must not take the room of our own."""
 SAVE_TICKS = 5
 """Records of others are saved every so many comparisons; a kill loses no more than that."""
 WRITE_S = 1.0
@@ -72,6 +76,7 @@ class Records:
         peers: Callable[[], Sequence[PeerId]],
         changed: Callable[[tuple[PeerId, ...]], None],
         blame: Callable[[PeerId, str], None],
+        waits: Waits,
         rng: random.Random,
     ) -> None:
         """Loads what is on disk.
@@ -91,21 +96,25 @@ class Records:
         self._peers = peers
         self._changed = changed
         self._blame = blame
+        self._waits = waits
         self._rng = rng
         self._content: Content | None = None
         """What our record is to say; None until we know what it says."""
         self._early: list[Change] = []
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._news_here = asyncio.Event()
-        self._entries: list[Entry] = []
-        self._proofs: list[Proof] = []
+        self._spread = asyncio.Event()
+        """Nothing is to be pushed, and no push is under way."""
+        self._news = sync.Parcel()
         self._unsaved: set[PeerId] = set()
         self._pushing: set[PeerId] = set()
         files.load(replica)
         replica.take_changed()
         self._on_disk = replica.record(self._me)
         self._settled.set()
+        self._spread.set()
 
     def views(self) -> dict[PeerId, View]:
         """What every author says, or why there is nothing to read; sorted."""
@@ -130,12 +139,22 @@ class Records:
         self._settled.clear()
         self._due.set()
 
-    async def settled(self, deadline_s: float) -> bool:
-        """Wait until all that was written is signed and on disk; False if that takes longer."""
+    def write_blame(self, peer: PeerId, reason: str) -> None:
+        """Blame `peer` in our record; one too many, or what is no peer, is left out unsaid."""
+        if self._content is None and len(self._early) >= MAX_EARLY_BLAMES:
+            return
+        with contextlib.suppress(ValueError):
+            check.peer("blamed peer", peer)
+            self.write(lambda content: content.with_blame(peer, reason))
+
+    async def flush(self, deadline_s: float) -> bool:
+        """Have all on disk and a few peers told, with no pause from now on; False if too slow."""
+        self._hurry.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 await self._settled.wait()
-        return self._settled.is_set()
+                await self._spread.wait()
+        return self._settled.is_set() and self._spread.is_set()
 
     async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
         """Serve `records/1`.
@@ -165,7 +184,8 @@ class Records:
     # --- our own record -----------------------------------------------------------------
 
     async def _write_own(self) -> None:
-        await self._ask_for_own()
+        with self._waits.on("our own record", "any member", ASK_S):
+            await self._ask_for_own()
         view = self._replica.view(self._me)
         content = Content() if isinstance(view, NoView) else view
         for change in self._early:
@@ -180,7 +200,7 @@ class Records:
                 self._due.set()
             elif not self._due.is_set():
                 self._settled.set()
-                await asyncio.sleep(WRITE_S)
+                await self._pause(WRITE_S)
 
     async def _ask_for_own(self) -> None:
         """Fetch our own record from peers: our disk may be lost, or older than theirs."""
@@ -235,10 +255,8 @@ class Records:
     # --- other peers --------------------------------------------------------------------
 
     async def _compare(self) -> None:
-        ticks = 0
-        while True:
+        for ticks in count(1):
             await asyncio.sleep(SYNC_S)
-            ticks += 1
             if peers := self._peers():
                 peer = self._rng.choice(peers)
                 try:
@@ -260,39 +278,50 @@ class Records:
     async def _push(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._news_here.wait()
-            await asyncio.sleep(PUSH_DELAY_S)
+            await self._pause(PUSH_DELAY_S)
             self._news_here.clear()
-            body = sync.push_request(sync.Parcel(tuple(self._entries), tuple(self._proofs)))
-            self._entries.clear()
-            self._proofs.clear()
             free = [peer for peer in self._peers() if peer not in self._pushing]
+            if self._pushing and not free:
+                continue  # until a push is over
+            body, self._news = sync.push_request(self._news), sync.Parcel()
             room = min(FAN_OUT, MAX_PUSHES - len(self._pushing), len(free))
             for peer in self._rng.sample(free, room):
                 self._pushing.add(peer)
                 tasks.create_task(self._push_to(peer, body), name="records: one push")
+            self._note_spread()
 
     async def _push_to(self, peer: PeerId, body: bytes) -> None:
-        try:
-            await self._call(peer, body, RECORDS.deadline_s)
-        finally:
-            self._pushing.discard(peer)
+        await self._call(peer, body, RECORDS.deadline_s)
+        self._pushing.discard(peer)
+        self._note_spread()
+
+    def _note_spread(self) -> None:
+        if self._news:
+            self._news_here.set()
+        elif not self._pushing:
+            self._spread.set()
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait so long, or until `flush`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._hurry.wait()
 
     def _forward(self, news: sync.Parcel) -> None:
         """Have news pushed; what does not fit is dropped and found by comparing."""
-        parcel = sync.fitting((*self._entries, *news.entries), (*self._proofs, *news.proofs))
-        self._entries, self._proofs = list(parcel.entries), list(parcel.proofs)
-        if parcel:
+        entries, proofs = self._news.entries, self._news.proofs
+        self._news = sync.fitting((*entries, *news.entries), (*proofs, *news.proofs))
+        if self._news:
             self._news_here.set()
+            self._spread.clear()
 
     async def _call(self, peer: PeerId, body: bytes, deadline_s: float) -> bytes | None:
-        """The body of the answer; None if the peer is gone or to blame."""
+        """The body of the answer; None if there is none."""
         call = RecordCall(self._replica.run, body)
         try:
             return (await self._rpc.call(peer, RECORDS, call, deadline_s=deadline_s)).body
-        except PeerUnavailable as error:
+        except (PeerUnavailable, RemoteProtocolError) as error:  # blamed where it was found
             log.debug("records not exchanged: %s", error)
-        except RemoteProtocolError as error:
-            self._blame(peer, error.reason)
         return None
 
     def _took(self, peer: PeerId, merge: Callable[[], None]) -> bool:

@@ -34,13 +34,14 @@ from record_samples import (
 
 from crdt.record import Record
 from crdt.replica import Replica
-from crdt.schema import Content, Member, NoView
+from crdt.schema import BlamedPeer, Content, Member, NoView
 from crdt.sync import Parcel, push_request
 from node.record_files import RETRY_S, RecordFiles
 from node.records import ASK_S, SYNC_S, Records
+from node.telemetry import Waiting, Waits
 from protocol import codec
 from protocol.envelope import Signer
-from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable
+from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId, Round
 from protocol.rpc import A, Method, Q, RecordCall
 
@@ -112,6 +113,7 @@ class Node:
         self.replica = Replica(RUN, reserved=[signer.peer])
         self.blamed: list[tuple[PeerId, str]] = []
         self.changes: list[PeerId] = []
+        self.waits = Waits(lambda: 0.0)
         self.records = Records(
             author=author(signer, client_id=boot, jump=1000 * boot),
             replica=self.replica,
@@ -120,6 +122,7 @@ class Node:
             peers=lambda: network.peers_of(signer.peer),
             changed=self.changes.extend,
             blame=lambda peer, reason: self.blamed.append((peer, reason)),
+            waits=self.waits,
             rng=random.Random(boot),
         )
         network.nodes[signer.peer] = self
@@ -284,14 +287,14 @@ def test_a_full_disk_loses_nothing_and_publishes_nothing_until_it_has_room(
         async with swarm(tmp_path, ALICE, BOB) as (_, (alice, bob)):
             alice.files.is_full = True
             alice.records.write(lambda old: after(old, 1))
-            assert not await alice.records.settled(2 * RETRY_S)
+            assert not await alice.records.flush(2 * RETRY_S)
             alice.records.write(lambda old: after(old, 2))
             bob.write(after(JOINED, 7))
             await asyncio.sleep(20 * SYNC_S)
             assert bob.records.views()[ALICE.peer] == JOINED
             assert alice.records.views()[BOB.peer] == after(JOINED, 7)
             alice.files.is_full = False
-            assert await alice.records.settled(2 * RETRY_S)
+            assert await alice.records.flush(2 * RETRY_S)
             await asyncio.sleep(SYNC_S)
             assert bob.records.views()[ALICE.peer] == after(after(JOINED, 1), 2)
             assert not bob.replica.record(ALICE.peer).proof
@@ -320,10 +323,10 @@ def test_a_node_alone_writes_its_record_after_asking_in_vain(tmp_path: Path) -> 
         node = Node(Network(), tmp_path, ALICE)
         async with node.running():
             node.write(JOINED)
-            assert not await node.records.settled(ASK_S / 2)
-            assert await node.records.settled(ASK_S)
+            assert not await node.records.flush(ASK_S / 2)
+            assert await node.records.flush(ASK_S)
             assert node.records.views() == {ALICE.peer: JOINED}
-            assert await node.records.settled(0.1)
+            assert await node.records.flush(0.1)
 
     virtual(story())
 
@@ -333,7 +336,7 @@ def test_writes_come_together_in_one_entry(tmp_path: Path) -> None:
         async with swarm(tmp_path, ALICE) as (_, (alice,)):
             for round in range(1, 5):
                 alice.records.write(partial(after, round=round))
-            assert await alice.records.settled(1.0)
+            assert await alice.records.flush(1.0)
             (_, entry) = alice.replica.record(ALICE.peer).chain
             assert entry.seq == 1
 
@@ -347,7 +350,7 @@ def test_a_change_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
                 alice.records.write(
                     lambda old: replace(old, member=Member(since=Round(0), status="gone"))
                 )
-            assert await alice.records.settled(0.1)
+            assert await alice.records.flush(0.1)
             assert alice.records.views() == {ALICE.peer: JOINED}
 
     virtual(story())
@@ -360,6 +363,74 @@ def test_too_many_changes_before_the_record_is_known_are_refused(tmp_path: Path)
             node.write(JOINED)
         with pytest.raises(LocalProtocolError, match="more than 64 changes"):
             node.write(JOINED)
+
+    virtual(story())
+
+
+def test_no_blame_is_too_much_or_takes_the_room_of_our_own_changes(tmp_path: Path) -> None:
+    """Peers choose how often they are blamed, and what they call themselves."""
+
+    async def story() -> None:
+        async with swarm(tmp_path, BOB) as (network, (bob,)):
+            alice = Node(network, tmp_path, ALICE)
+            async with alice.running():
+                for number in range(1, 70):
+                    alice.records.write_blame(CAROL.peer, f"malformed {number}")
+                    alice.records.write_blame(PeerId("QmNoEd25519"), "malformed")
+                alice.records.write(lambda old: replace(old, member=JOINED.member))
+                await asyncio.sleep(SETTLED_S)
+                blamed = BlamedPeer(peer=CAROL.peer, count=32, reason="malformed 32")
+                assert bob.records.views()[ALICE.peer] == replace(JOINED, blamed=(blamed,))
+                alice.records.write_blame(PeerId("QmNoEd25519"), "malformed")
+                alice.records.write_blame(CAROL.peer, "malformed again")
+                assert await alice.records.flush(1.0)
+                (blamed,) = bob.records.views()[ALICE.peer].blamed  # type: ignore[union-attr]
+                assert (blamed.count, blamed.reason) == (33, "malformed again")
+
+    virtual(story())
+
+
+def test_last_words_are_with_the_peers_before_the_pauses_are_over(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (network, (alice, bob)):
+            left = replace(JOINED, member=Member(since=Round(0), status="left"))
+            alice.write(after(JOINED, 1))
+            await asyncio.sleep(0)
+            alice.write(left)
+            assert await alice.records.flush(0.05)
+            assert bob.records.views()[ALICE.peer] == left
+            network.cut.add(frozenset((ALICE.peer, BOB.peer)))
+            alice.write(JOINED)
+            assert await alice.records.flush(0.05)
+            alice.files.is_full = True
+            alice.write(left)
+            assert not await alice.records.flush(0.05)
+
+    virtual(story())
+
+
+def test_the_wait_for_our_own_record_has_a_name(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = Node(Network(), tmp_path, ALICE)
+        async with node.running():
+            await asyncio.sleep(1.0)
+            assert node.waits.current == Waiting("our own record", "any member", ASK_S)
+            await asyncio.sleep(ASK_S)
+            assert node.waits.current is None
+
+    virtual(story())
+
+
+def test_a_peer_that_the_call_blamed_is_not_blamed_again(tmp_path: Path) -> None:
+    class Breaking(Records):
+        async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
+            raise RemoteProtocolError(BOB.peer, "an answer of over 3 GB")
+
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE) as (network, (alice,)):
+            Node(network, tmp_path, BOB).records.__class__ = Breaking
+            await asyncio.sleep(2 * SYNC_S)
+            assert alice.blamed == []
 
     virtual(story())
 
@@ -384,7 +455,7 @@ def test_two_nodes_with_one_key_are_found_out_and_told(
             await asyncio.sleep(SYNC_S)
             assert isinstance(alice.records.views()[ALICE.peer], NoView)
             alice.write(after(JOINED, 3))
-            assert await alice.records.settled(1.0)
+            assert await alice.records.flush(1.0)
 
     with caplog.at_level(logging.ERROR):
         virtual(story())
