@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from crdt.schema import Content, Control, NoView, View
+from crdt.schema import Content, NoView, View
 from protocol.ids import PeerId
 from protocol.messages import Presence
 
@@ -47,12 +47,6 @@ def standings(
 def candidates(standings: tuple[Standing, ...]) -> tuple[PeerId, ...]:
     """The peers that the trainer may choose a partner from, sorted."""
     return tuple(standing.peer for standing in standings if standing.is_candidate)
-
-
-def control(views: Mapping[PeerId, View], creator: PeerId) -> Control:
-    """What the creator wants of the run; what others write about it is not read."""
-    view = views.get(creator)
-    return (view.control if isinstance(view, Content) else None) or Control()
 
 
 def _against(view: View | None, presence: Presence | None) -> str:

@@ -6,7 +6,7 @@
     "closed/<round>"     ClosedRound   of the last 8 rounds
     "checkpoint/<round>" Checkpoint    of the newest 3 that it serves
     "blame/<peer>"       BlamedPeer    of at most 16 peers that broke the protocol towards it
-    "control"            Control       what the creator wants; nobody else's is read
+    "control"            Control       what the creator wants; no node writes or obeys it yet
 
 Each value is the codec's encoding of the class, so that types, ranges and the one spelling of
 a value are checked where all messages are, and neither pycrdt's floats nor its order of keys
@@ -52,7 +52,7 @@ class Member:
     name: str | None = None
     """As its operator wants to be called."""
     since: Round
-    """The round in which it joined."""
+    """The round in which it first began to train."""
     status: str = "joined"
     capabilities: tuple[str, ...] = ()
     """What it offers, sorted: "relay", "gpu", ..."""

@@ -8,8 +8,8 @@ import pytest
 from record_samples import ALICE, BOB, CAROL, JOINED
 from samples import VALUES
 
-from crdt.membership import Standing, candidates, control, standings
-from crdt.schema import Content, Control, Member, NoView, View
+from crdt.membership import Standing, candidates, standings
+from crdt.schema import Content, Member, NoView, View
 from protocol.envelope import Signer
 from protocol.ids import Round
 from protocol.messages import Presence
@@ -53,11 +53,3 @@ def test_candidates_are_sorted_whatever_the_order_of_what_is_known() -> None:
     live = [presence(signer) for signer in (BOB, CAROL, ALICE)]
     found = candidates(standings(views, live, me=ALICE.peer))  # type: ignore[arg-type]
     assert found == tuple(sorted((BOB.peer, CAROL.peer)))
-
-
-def test_only_the_creators_control_is_read() -> None:
-    paused = replace(JOINED, control=Control(paused=True))
-    assert control({BOB.peer: paused}, ALICE.peer) == Control()
-    assert control({ALICE.peer: paused}, ALICE.peer) == Control(paused=True)
-    assert control({ALICE.peer: NoView("broken")}, ALICE.peer) == Control()
-    assert control({}, ALICE.peer) == Control()
