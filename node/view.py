@@ -104,13 +104,22 @@ def swarm_line(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) ->
     for name, status in nodes:
         if status is None:
             parts.append(f"{name}: starts")
-        elif status["state"] == "training":
-            facts = f"round {status['round']} step {status['inner_step']}"
-            parts.append(f"{name}: {facts} loss {status['loss']:.3f}")
-        else:
-            wait = waiting(status, now_unix_s, names)
-            parts.append(f"{name}: {status['state']}" + (f", waits for {wait}" if wait else ""))
+            continue
+        facts = progress(status, names) if status["state"] == "training" else status["state"]
+        wait = waiting(status, now_unix_s, names)
+        parts.append(f"{name}: {facts}" + (f", waits for {wait}" if wait else ""))
     return "; ".join(parts)
+
+
+def progress(status: Status, names: Mapping[str, str]) -> str:
+    """A node that trains, in a few words."""
+    partner = status["partner"] or ""
+    return (
+        f"round {status['round']} step {status['inner_step']} loss {status['loss']:.3f} "
+        f"{status['tokens_per_s']:.0f} tokens/s with {names.get(partner, short(partner)) or '-'} "
+        f"up {size(sum(status['bytes']['up'].values()))} "
+        f"down {size(sum(status['bytes']['down'].values()))}"
+    )
 
 
 def waiting(status: Status, now_unix_s: float, names: Mapping[str, str]) -> str:
