@@ -152,7 +152,7 @@ class Member:
 
     async def _first_contact(self) -> SignedSpec:
         deadline_s = self._world.config.first_contact_s
-        addrs = self.held.ticket.addrs
+        addrs = (*self.held.ticket.addrs, *self._world.config.bootstrap)
         try:
             with self._world.waits.on("the run's spec", ", ".join(addrs), deadline_s):
                 async with asyncio.timeout(deadline_s):
