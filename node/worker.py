@@ -109,7 +109,8 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m node.worker")
     parser.add_argument("--socket", required=True, help="the node's unix socket")
     path: str = parser.parse_args().socket
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for from_terminal in (signal.SIGINT, signal.SIGHUP):  # the node ends us
+        signal.signal(from_terminal, signal.SIG_IGN)
     link = Link(path)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: link.hang_up())
 

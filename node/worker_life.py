@@ -40,9 +40,8 @@ DEADLINE_S: dict[type[wire.Command], float] = {
 """Generous, for what takes milliseconds with the default model: past it the worker hangs."""
 SLICES = 4
 """A deadline has passed when so many quarters of it have been waited for."""
-TERM_S = 1.5
-"""From SIGTERM to SIGKILL: the worker saves a snapshot meanwhile.  Ctrl-C is promised to end
-everything within three seconds."""
+TERM_S = 0.9
+"""From SIGTERM to SIGKILL: the worker saves a snapshot meanwhile; see `node.node.LEAVE_S`."""
 MAX_SOCKET_PATH_BYTES = 107
 """Of a unix socket, unix(7)."""
 

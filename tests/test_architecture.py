@@ -38,8 +38,10 @@ DOORS = {
     "os.environ": ("node/config.py",),
     "os.getenv": (),
     "msgpack": ("protocol/codec.py", "protocol/frame.py"),
-    "subprocess": ("node/corpus.py",),
-    "asyncio.create_subprocess_exec": ("node/worker_life.py", "node/local_swarm.py"),
+    "subprocess": (),
+    "asyncio.create_subprocess_exec": (
+        "node/worker_life.py", "node/local_swarm.py", "node/corpus.py",
+    ),
     "asyncio.create_subprocess_shell": (),
     "multiprocessing": (),
     "pickle": (), "marshal": (), "shelve": (), "dill": (), "cloudpickle": (),

