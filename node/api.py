@@ -82,6 +82,8 @@ class Status(TypedDict):
     partner: str | None
     waiting: dict[str, Any] | None
     """what, from (a peer id or words), until_unix_s."""
+    trouble: str | None
+    """What the operator should see to, such as a disk that takes no snapshot."""
     exchanges: Exchanges
     rounds_closed: int
     consensus: float | None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from crdt.schema import ClosedRound, Content, Progress
+from crdt.schema import MAX_LOSS, ClosedRound, Content, Progress
 from node.arena import ArenaFull
 from node.learner import InnerResult, Learner, OuterRefused
 from node.telemetry import Rounds, Waits
@@ -44,6 +45,10 @@ class Journal:
     partner: PeerId | None = None
     weights: Digest | None = None
     loss: float = 0.0
+    """Of the last inner steps; not finite once the training has diverged."""
+    trouble: str | None = None
+    """What the operator should see to, until it is over."""
+    saves_failed: int = 0
     spreads: list[float] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,6 +89,16 @@ class Journal:
             round=closed.round, tokens=closed.tokens, partner=partner, mine=mine, theirs=theirs
         ))  # fmt: skip
 
+    def resumed(self, round: Round) -> None:
+        """The worker stands at this round again; what its forerunner waited for is over."""
+        self.round = round
+        self.waits.end("round")
+
+    def save_failed(self, reason: str) -> None:
+        """Said by the worker before it says that the round is closed."""
+        self.saves_failed += 1
+        self.trouble = reason
+
     def finished(self, finished: Finished) -> None:
         self.round = finished.round
         self.enter("finished")
@@ -94,8 +109,9 @@ class Journal:
     def _record(self, closed: Closed, facts: ClosedRound) -> None:
         if self.weights is None:
             return
+        loss = self.loss if math.isfinite(self.loss) and 0.0 <= self.loss <= MAX_LOSS else None
         progress = Progress(
-            round=closed.round, tokens=closed.tokens, loss=self.loss, weights=self.weights
+            round=closed.round, tokens=closed.tokens, loss=loss, weights=self.weights
         )
         self.write(lambda content: content.with_round(facts, progress, half=closed.half))
 
@@ -120,15 +136,20 @@ class Worker:
         try:
             return await self._learner.snapshot(round)
         except ArenaFull as error:
-            raise ConfigError(f"{error}; raise memory_mib in node.toml") from error
+            raise ConfigError(
+                f"{error}; raise memory_mib in node.toml, or what the system grants (ulimit -n)"
+            ) from error
 
     async def outer(
         self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
     ) -> None:
+        failed_before = self._journal.saves_failed
         try:
             done = await self._learner.outer(round, mine, theirs, my_weight)
         except OuterRefused as error:
             raise Malformed(str(error)) from error
+        if self._journal.saves_failed == failed_before:
+            self._journal.trouble = None
         self._journal.weights = done.weights
         if theirs is not None:
             self._journal.spreads = [*self._journal.spreads, done.fast_spread][-SPREADS:]

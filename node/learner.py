@@ -19,7 +19,8 @@ from pathlib import Path
 
 from node import worker_wire as wire
 from node.arena import Arena
-from node.worker_life import WorkerLife
+from node.telemetry import Waits
+from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife
 from protocol.errors import ConfigError, LocalProtocolError, ShoalError, WorkerLost
 from protocol.ids import Digest, Round, short
 from protocol.messages import Checkpoint
@@ -31,6 +32,8 @@ DEATHS_WITHIN_S = 300.0
 """More deaths than this in so long: the next worker would die as well.  A guess."""
 BACKOFF_S = 0.5
 """Before the first restart; doubled at each further death within `DEATHS_WITHIN_S`."""
+WORKER = "the worker"
+"""From whom we wait, in a line about a wait."""
 
 
 class StartRefused(ShoalError):
@@ -60,13 +63,19 @@ class Learner:
         socket_path: Path,
         on_resumed: Callable[[Round], None],
         on_save_failed: Callable[[str], None],
+        waits: Waits | None = None,
     ) -> None:
-        """Args: on_resumed: told after a restart, never about the first start."""
+        """
+        Args:
+            on_resumed: told after a restart, never about the first start.
+            waits: where this node's waits are shown; None: only in the log.
+        """
         self._setup = setup
         self._arena = arena
         self._socket_path = socket_path
         self._on_resumed = on_resumed
         self._on_save_failed = on_save_failed
+        self._waits = waits or Waits(time.time)
         self._life: WorkerLife | None = None
         self._set_up = asyncio.Event()
         """A worker has read its files and can be started."""
@@ -107,14 +116,17 @@ class Learner:
                 )
             pause_s = BACKOFF_S * 2 ** (len(deaths) - 1)
             log.warning("worker lost: reason=%s restart_in_s=%g", reason, pause_s)
-            await asyncio.sleep(pause_s)
+            with self._waits.on("the restart of the worker", "this node", pause_s):
+                await asyncio.sleep(pause_s)
 
     async def _one_life(self) -> str:
         """From the start of a process to its end; says why it ended."""
         life = WorkerLife(self._socket_path, self._news)
         try:
-            await life.spawn()
-            prepared, _ = await life.call(self._setup)
+            with self._waits.on("a new process", WORKER, SPAWN_S):
+                await life.spawn()
+            with self._waits.on("the run's files to be read", WORKER, DEADLINE_S[wire.Setup]):
+                prepared, _ = await life.call(self._setup)
             if isinstance(prepared, wire.Failed):
                 raise ConfigError(f"the worker cannot use the files of this run: {prepared.reason}")
             if self._started:
@@ -132,7 +144,8 @@ class Learner:
         return f"{reason} ({life.status})"
 
     async def _resume(self, life: WorkerLife) -> None:
-        event, _ = await life.call(wire.StartFromDisk())
+        with self._waits.on("the last snapshot", WORKER, DEADLINE_S[wire.StartFromDisk]):
+            event, _ = await life.call(wire.StartFromDisk())
         if isinstance(event, wire.Ready):
             _log_ready(event, life.pid)
             self._life = life  # not before: nothing can be asked of a worker at no round
@@ -167,7 +180,8 @@ class Learner:
         while True:
             await self._set_up.wait()
             try:
-                event, _ = await self._running().call(how, fd=fd)
+                with self._waits.on("the weights to start from", WORKER, DEADLINE_S[type(how)]):
+                    event, _ = await self._running().call(how, fd=fd)
                 break
             except WorkerLost:
                 self._set_up.clear()
@@ -217,7 +231,8 @@ class Learner:
 
     async def evaluate(self) -> float:
         """Validation loss of the slow weights, nats per byte."""
-        evaluated, _ = await self._running().ask(wire.Evaluate(), wire.Evaluated)
+        with self._waits.on("the validation loss", WORKER, DEADLINE_S[wire.Evaluate]):
+            evaluated, _ = await self._running().ask(wire.Evaluate(), wire.Evaluated)
         return evaluated.nats_per_byte
 
     async def export(self) -> Checkpoint:
@@ -226,7 +241,8 @@ class Learner:
         Raises:
             ArenaFull: there is no room for them.
         """
-        exported, fd = await self._running().ask(wire.Export(), wire.Exported)
+        with self._waits.on("a checkpoint for a joiner", WORKER, DEADLINE_S[wire.Export]):
+            exported, fd = await self._running().ask(wire.Export(), wire.Exported)
         checkpoint = exported.checkpoint
         self._adopt(checkpoint.digest, checkpoint.size_bytes, fd)
         return checkpoint

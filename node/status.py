@@ -61,6 +61,7 @@ def status_of(
         tokens_per_s=progress.tokens_per_s if progress else 0.0,
         partner=journal.partner if journal else None,
         waiting=wait.as_status() if wait else None,
+        trouble=journal.trouble if journal else None,
         exchanges={"made": rounds.made, "missed": rounds.missed, "half": rounds.half},
         rounds_closed=rounds.closed,
         consensus=consensus(journal.spreads) if journal else None,

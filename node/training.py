@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from node import worker_wire as wire
-from node.arena import Arena
+from node.arena import Arena, ArenaFull
 from node.driver import Driver
 from node.exchange import Exchange
 from node.journal import Journal, Worker
@@ -37,8 +38,15 @@ BEGUN = ("training", "finished")
 AGAIN_S = 1.0
 """Until members are looked at again, when nobody had weights.  A presence is as old."""
 ALONE_S = 10.0
-"""The creator begins afresh if no member with weights shows up for so long: a presence lives
+"""The creator begins afresh if no member beyond round 0 shows up for so long: a presence lives
 ten seconds."""
+ORPHANED_S = 60.0
+"""Everyone else does after this: the creator is gone before it gave its weights to anybody.
+The seed gives all the same round 0, so who is too early did no harm.  A guess."""
+EXPORTS_KEPT = 2
+"""The newest, and the one before it, which slow joiners are still fetching."""
+EXPORTS_SHARE = 4
+"""The one before goes if both take more than a quarter of the arena, where payloads must fit."""
 
 
 class Training:
@@ -76,8 +84,11 @@ class Training:
         self._news = asyncio.Event()
         self._candidates: tuple[PeerId, ...] = ()
         self._decisions: dict[PeerId, tuple[Decision, ...]] = {}
-        self._exported: Checkpoint | None = None
-        self._exporting = asyncio.Lock()
+        self._exports: deque[Checkpoint] = deque()
+        """In the arena, oldest first; at most `EXPORTS_KEPT`."""
+        self._asked: asyncio.Future[Checkpoint | None] | None = None
+        """The answer to all who ask now for a checkpoint that is still to be made."""
+        self._is_asked = asyncio.Event()
         self._resumed: asyncio.Queue[Round] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
         self.learner = Learner(
@@ -85,7 +96,8 @@ class Training:
             arena,
             socket_path=socket_path,
             on_resumed=self._on_resumed,
-            on_save_failed=lambda reason: None,  # the learner has logged it
+            on_save_failed=journal.save_failed,
+            waits=journal.waits,
         )
         self._driver = Driver(
             Noloco(
@@ -110,18 +122,22 @@ class Training:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.learner.run(), name="learner")
             tasks.create_task(self._driver.run(), name="driver")
-            round = await self._weights(is_new)
-            self.journal.round = round
-            if round == 0 and self.spec.creator == self._me:
-                self.val_start = await self._evaluate()
-            self.journal.enter("starting")
+            tasks.create_task(self._export_when_asked(), name="exports")
+            await self._train(tasks, await self._weights(is_new))
+
+    async def _train(self, tasks: asyncio.TaskGroup, round: Round) -> None:
+        self.journal.round = round
+        if round == 0 and self.spec.creator == self._me:
+            self.val_start = await self._evaluate()
+        self.journal.enter("starting")
+        if round == 0:  # else the run has begun
             await self._members()
-            self.journal.enter("training")
-            tasks.create_task(self._tell_driver(), name="members")
-            tasks.create_task(self._tell_resumed(), name="resumed")
-            await self._driver.post(Resumed(round))
-            await self.journal.ended.wait()
-            self.val_end = await self._evaluate()
+        self.journal.enter("training")
+        tasks.create_task(self._tell_driver(), name="members")
+        tasks.create_task(self._tell_resumed(), name="resumed")
+        await self._driver.post(Resumed(round))
+        await self.journal.ended.wait()
+        self.val_end = await self._evaluate()
 
     async def received(self, event: Received) -> None:
         """A round message; waits while the trainer is behind."""
@@ -133,23 +149,55 @@ class Training:
         self._news.set()
 
     async def checkpoint(self) -> Checkpoint | None:
-        """What a joiner may start from, its blob in the arena; None before we have weights.
+        """What a joiner may start from, its blob in the arena; None: nothing at the moment.
 
-        One blob is kept: it is made anew only when a round was closed since.
+        It is made anew only when a round was closed since, once for all who ask meanwhile, and
+        goes on when the one who asked first has given up.
         """
         if self.journal.state not in HAS_WEIGHTS:
             return None
-        async with self._exporting:
-            if self._exported and self._exported.round == self.journal.round:
-                return self._exported
-            try:
-                newest = await self.learner.export()
-            except WorkerLost:
-                return self._exported
-            if self._exported:
-                self._arena.release(self._exported.digest)
-            self._exported = newest
-            return newest
+        if self._exports and self._exports[-1].round == self.journal.round:
+            return self._exports[-1]
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self._is_asked.set()
+        return await asyncio.shield(self._asked)
+
+    async def _export_when_asked(self) -> None:
+        while True:
+            await self._is_asked.wait()
+            self._is_asked.clear()
+            newest = await self._export()
+            assert self._asked is not None
+            self._asked.set_result(newest)
+            self._asked = None
+
+    async def _export(self) -> Checkpoint | None:
+        """The newest checkpoint there is: a new one, if worker and memory allow."""
+        try:
+            newest = await self.learner.export()
+        except WorkerLost as error:
+            log.warning("no new checkpoint: reason=%s", error)
+        except ArenaFull as error:
+            log.warning("no new checkpoint: reason=%s", error)
+            self._forget_export()  # so that there is room when we are asked again
+        else:
+            self._keep_export(newest)
+        return self._exports[-1] if self._exports else None
+
+    def _keep_export(self, newest: Checkpoint) -> None:
+        if newest in self._exports:
+            self._arena.release(newest.digest)  # held once is enough
+            return
+        self._exports.append(newest)
+        held_bytes = newest.size_bytes * len(self._exports)
+        if len(self._exports) > EXPORTS_KEPT or held_bytes > self._arena.max_bytes / EXPORTS_SHARE:
+            self._forget_export(but=newest)
+
+    def _forget_export(self, but: Checkpoint | None = None) -> None:
+        """Give the oldest back, unless it is this one."""
+        if self._exports and self._exports[0] != but:
+            self._arena.release(self._exports.popleft().digest)
 
     # --- the way to the first round ---------------------------------------------------------
 
@@ -162,14 +210,18 @@ class Training:
                 return await self.learner.start(wire.StartFromDisk())
             except StartRefused as error:
                 log.warning("own snapshot not used: reason=%s", error)
-        began = self._clock()
+        patience_s = ALONE_S if self.spec.creator == self._me else ORPHANED_S
+        alone_since = self._clock()
         while True:
             donors = [p for p in self._live() if p.state in HAS_WEIGHTS]
             for donor in sorted(donors, key=lambda p: p.round, reverse=True):
                 round = await self._weights_of(donor.peer)
                 if round is not None:
                     return round
-            if self.spec.creator == self._me and self._clock() - began > ALONE_S:
+            if any(presence.round > 0 for presence in self._live()):
+                alone_since = self._clock()
+            elif self._clock() - alone_since > patience_s:
+                log.info("begins afresh: nobody beyond round 0 for_s=%g", patience_s)
                 return await self.learner.start(wire.StartFresh())
             with self.journal.waits.on("a member with weights", "any member", AGAIN_S):
                 await asyncio.sleep(AGAIN_S)
@@ -237,7 +289,7 @@ class Training:
     async def _tell_resumed(self) -> None:
         while True:
             round = await self._resumed.get()
-            self.journal.round = round
+            self.journal.resumed(round)
             await self._driver.post(Resumed(round))
 
     async def _evaluate(self) -> float | None:

@@ -33,6 +33,7 @@ def status(**changes: object) -> Status:
         "tokens_per_s": 6000.4,
         "partner": BOB,
         "waiting": {"what": "the payload", "from": BOB, "until_unix_s": 1030.0},
+        "trouble": None,
         "exchanges": {"made": 5, "missed": 1, "half": 1},
         "rounds_closed": 7,
         "consensus": 0.25,
