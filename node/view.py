@@ -38,6 +38,8 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         "received": by_kind(status["bytes"]["down"]),
         "waits for": waiting(status, now_unix_s, {}) or "nothing",
     }
+    if status["trouble"]:
+        rows["trouble"] = status["trouble"]
     for name, text in rows.items():
         table.add_row(name, text)
     return table

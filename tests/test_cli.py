@@ -154,6 +154,11 @@ def test_the_status_table_tells_a_friend_what_the_node_does() -> None:
     ]
 
 
+def test_the_status_table_ends_with_what_the_operator_should_see_to() -> None:
+    lines = rendered(view.status_table(status(trouble="the disk is full"), 1000.0))
+    assert lines[-1] == "trouble     the disk is full"
+
+
 def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() -> None:
     nodes = [
         ("node1", status()),
