@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from crdt.replica import Replica
+from crdt.schema import Content, Member
 from node.api import Status
 from node.local_swarm import ROOT, Child, LocalSwarm
+from node.record_files import RecordFiles
+from protocol.ids import PeerId, RunId
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(150)]
 
@@ -150,6 +154,38 @@ async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
         await until(swarm, late_trains)
         await until(swarm, lambda: have_finished(*swarm.children))
     assert seen[0] >= 5
+
+
+async def test_the_others_know_since_when_a_member_trained_and_that_it_left(
+    tmp_path: Path,
+) -> None:
+    """Its record says so, not only its silence: its last entry is out before it ends."""
+    async with swarm_of(tmp_path, 2, rounds=400) as swarm:
+        first = swarm.children[0]
+        await until(swarm, lambda: bool(first.status and first.status["round"] >= 5))
+        late = await swarm.start("late", "join", said(first)["ticket"])
+        seen: list[int] = []
+
+        def late_trains() -> bool:
+            if late.status and late.status["state"] == "training":
+                seen.append(late.status["round"])
+            return bool(late.status and late.status["exchanges"]["made"])
+
+        await until(swarm, late_trains)
+        late.killed = True
+        await late.client.leave()
+        assert await late.process.wait() == 0
+        members = [await child.client.peers() for child in swarm.children[:2]]
+        run, me = RunId(bytes.fromhex(said(first)["run"])), PeerId(said(late)["peer"])
+    found = [other for others in members for other in others if other["peer"] == me]
+    assert [other["standing"] for other in found] == ["left the run"] * 2
+    disk = Replica(run)
+    RecordFiles(late.directory / "records").load(disk)
+    view = disk.view(me)
+    assert isinstance(view, Content)
+    assert view.member
+    assert view.member == Member(name="late", since=view.member.since, status="left")
+    assert 5 <= view.member.since <= seen[0]
 
 
 async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) -> None:
