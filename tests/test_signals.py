@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from node import api, bridge, local_swarm, node, worker_life
 from node.signals import on_stop
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,3 +35,8 @@ async def test_what_nohup_started_outlives_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     on_stop(lambda: None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_the_deadlines_of_an_end_add_up_to_less_than_three_seconds() -> None:
+    assert node.LEAVE_S + worker_life.TERM_S + api.SHUTDOWN_S + bridge.STOP_S < 3.0
+    assert local_swarm.END_DEADLINE_S + local_swarm.FAREWELL_S < 3.0
