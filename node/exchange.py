@@ -36,6 +36,8 @@ class Exchange:
         self._arena = arena
         self._fetch_deadline_s = fetch_deadline_s
         self.blame = blame
+        self.fetched = 0
+        """Payloads that came in whole."""
 
     async def send(self, to: PeerId, message: Message) -> None:
         """Sign and deliver.  Raises `PeerError`."""
@@ -56,6 +58,7 @@ class Exchange:
                     into=slot.view,
                 )
                 await slot.verify_and_commit(digest)
+                self.fetched += 1
             finally:
                 slot.abandon()
         except ArenaFull as error:

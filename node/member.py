@@ -80,7 +80,7 @@ class Member:
         self._me = world.signer.peer
         self._rng = random.Random(secrets.randbits(64))
         self._arena = Arena(world.config.memory_bytes)
-        self._services: Services | None = None
+        self.services: Services | None = None
         view = PresenceView(held.run, self._me, self._rng)
         self.journal = Journal(self._me, world.waits, self._write, speak=self._entered)
         self.presence = PresenceService(
@@ -189,7 +189,7 @@ class Member:
         """From now on this node answers as a member."""
         signed = self.held.signed
         assert signed is not None
-        self._services = Services(
+        self.services = Services(
             run=self.held.run,
             spec=signed,
             secret=self.held.ticket.secret,
@@ -201,7 +201,7 @@ class Member:
             arena=self._arena,
             blobs=self._world.store,
         )
-        self._services.serve_on(self._world.rpc)
+        self.services.serve_on(self._world.rpc)
         self._discovery.announce()
 
     async def _files(self, spec: RunSpec) -> wire.Setup:
@@ -318,8 +318,8 @@ class Member:
 
     async def _found(self, peer: PeerId) -> None:
         """A peer proved to be a member: let it call, and hear from each other."""
-        if self._services:
-            self._services.admit(peer)
+        if self.services:
+            self.services.admit(peer)
             await self.presence.meet(peer)
 
     async def _received(self, event: Received) -> None:

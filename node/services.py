@@ -89,6 +89,8 @@ class Services:
         self._arena = arena
         self._blobs = blobs
         self._admitted: dict[PeerId, None] = {}
+        self.served = 0
+        """Payloads sent to who asked for them."""
 
     def serve_on(self, server: Server) -> None:
         """Answer every method of the table from now on."""
@@ -146,6 +148,7 @@ class Services:
         self._check(peer, call.run)
         if call.digest not in self._arena:
             raise Refused(NOT_HERE, f"payload {short(call.digest)} is not, or no longer, here")
+        self.served += 1
         # Not copied: `node.rpc` sends a memoryview part by part.
         return self._arena.view(call.digest)  # type: ignore[return-value]
 

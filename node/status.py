@@ -43,6 +43,8 @@ def status_of(
     wait = waits.current
     snapshots = wire.snapshot_files(directory.worker)
     rounds = journal.rounds if journal else Rounds()
+    fetched = training.exchange.fetched if training else 0
+    served = member.services.served if member and member.services else 0
     return Status(
         peer=peer,
         run=member.held.run.hex() if member else "",
@@ -70,7 +72,10 @@ def status_of(
             "end": training.val_end if training else None,
         },
         bytes={"up": traffic.up, "down": traffic.down},
-        closed_form={"up": closed_form(spec, rounds.made), "down": closed_form(spec, rounds.made)},
+        closed_form={
+            "up": closed_form(spec, answers=served, requests=fetched),
+            "down": closed_form(spec, answers=fetched, requests=served),
+        },
         parameters=num_parameters(spec.model) if spec else 0,
         members=1 + len(member.presence.live()) if member else 0,
         records=member.records.root().hex() if member and member.records else "",
@@ -113,18 +118,18 @@ def consensus(spreads: list[float]) -> float | None:
     return sum(spreads) / len(spreads) if spreads else None
 
 
-def closed_form(spec: RunSpec | None, exchanges: int) -> dict[str, int]:
-    """Bytes each way of so many exchanges: a payload and its request, with their frames.
+def closed_form(spec: RunSpec | None, *, answers: int, requests: int) -> dict[str, int]:
+    """Bytes one way of so many payloads and of so many requests for one, with their frames.
 
-    In an exchange both peers fetch the other's payload, so as much goes up as comes down: the
-    answer one way, the request for the other one as well.
+    An exchange that is made is one payload and one request each way; one that is given up may
+    be, too, and is counted by what crossed.
     """
     if spec is None:
         return {PAYLOAD: 0}
     size = payload_bytes(spec.trainer.codec, num_parameters(spec.model))
     call = rpc.FetchCall(RunId(bytes(32)), spec.data.tokenizer.digest)
     asked = request_bytes(rpc.FETCH.name, len(codec.encode(call)))
-    return {PAYLOAD: exchanges * (asked + answer_bytes(size))}
+    return {PAYLOAD: answers * answer_bytes(size) + requests * asked}
 
 
 def blobs(directory: DataDir, spec: RunSpec | None) -> dict[str, str]:

@@ -74,6 +74,7 @@ class Training:
         """
         self.spec = spec
         self.journal = journal
+        self.exchange = exchange
         self.val_start: float | None = None
         self.val_end: float | None = None
         self._me = me
