@@ -36,9 +36,9 @@ MAX_DECISIONS = 4
 MAX_ADDRS = 8
 MAX_ADDR_BYTES = 256
 MAX_TTL_MS = 60_000
-REASONS = ("taken", "later", "failed", "finished", "past")
+REASONS = ("taken", "later", "failed", "finished")
 """Why a proposal is refused: paired already; still training; the fetch failed; this peer has
-no rounds left; the proposal is no longer open here."""
+no rounds left."""
 
 
 @dataclass(frozen=True, slots=True)
