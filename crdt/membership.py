@@ -27,20 +27,31 @@ class Standing:
     reason: str
 
 
+TRAINING = ("training",)
+ANSWERING = ("training", "finished")
+"""In spsa who has finished still adds what others measure, and gives what they lack."""
+
+
 def standings(
-    views: Mapping[PeerId, View], live: Iterable[Presence], *, me: PeerId
+    views: Mapping[PeerId, View],
+    live: Iterable[Presence],
+    *,
+    me: PeerId,
+    states: tuple[str, ...] = TRAINING,
 ) -> tuple[Standing, ...]:
     """Everyone of whom there is a record or a sign of life, but for `me`; sorted.
 
     Args:
         live: the presences that hold now; who keeps them lets them expire.
+        states: what a candidate does.
     """
     seen = {presence.peer: presence for presence in live}
     found = []
     for peer in sorted(views.keys() | seen.keys()):
         if peer != me:
-            against = _against(views.get(peer), seen.get(peer))
-            found.append(Standing(peer, not against, against or "training"))
+            presence = seen.get(peer)
+            against = _against(views.get(peer), presence, states)
+            found.append(Standing(peer, not against, against or _state(presence)))
     return tuple(found)
 
 
@@ -49,7 +60,11 @@ def candidates(standings: tuple[Standing, ...]) -> tuple[PeerId, ...]:
     return tuple(standing.peer for standing in standings if standing.is_candidate)
 
 
-def _against(view: View | None, presence: Presence | None) -> str:
+def _state(presence: Presence | None) -> str:
+    return presence.state if presence else ""
+
+
+def _against(view: View | None, presence: Presence | None, states: tuple[str, ...]) -> str:
     """Why a peer is no candidate; empty if it is one."""
     if isinstance(view, Content) and view.member and view.member.status != "joined":
         return f"{view.member.status} the run"
@@ -57,4 +72,4 @@ def _against(view: View | None, presence: Presence | None) -> str:
         return view.reason
     if presence is None:
         return "no sign of life"
-    return "" if presence.state == "training" else presence.state
+    return "" if presence.state in states else presence.state

@@ -27,7 +27,8 @@ from crdt import document
 from protocol import check, codec
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round
-from protocol.messages import MAX_ROUND, MAX_TOKENS, Checkpoint
+from protocol.limits import MAX_ROUND, MAX_TOKENS
+from protocol.messages import Checkpoint
 
 MAX_NAME_BYTES = 64
 MAX_CAPABILITIES = 16
@@ -114,22 +115,21 @@ class ClosedRound:
     round: Round
     tokens: int
     partner: PeerId | None
-    """None: alone.  Then `theirs` is None, too."""
+    """The other peer of the pair, or the leader whose roster closed it; None alone, and in spsa."""
     mine: Digest | None
-    """The author's payload; None if the round closed before there was one."""
+    """The author's payload; None if the round closed without one."""
     theirs: Digest | None
+    """The partner's payload, the roster, or (spsa) the horizon; None: alone."""
 
     def __post_init__(self) -> None:
         check.integer("closed.round", self.round, 0, MAX_ROUND)
         check.integer("closed.tokens", self.tokens, 0, MAX_TOKENS)
         if self.mine is not None:
             check.digest("closed.mine", self.mine)
-        if self.partner is None:
-            if self.theirs is not None:
-                raise ValueError("closed.theirs without a partner")
-        else:
+        if self.theirs is not None:
+            check.digest("closed.theirs", self.theirs)
+        if self.partner is not None:
             check.peer("closed.partner", self.partner)
-            check.digest("closed.mine", self.mine)
             check.digest("closed.theirs", self.theirs)
 
 
@@ -182,7 +182,7 @@ class Content:
     def with_round(self, closed: ClosedRound, progress: Progress, *, half: bool) -> Content:
         """After one more round; the oldest beyond `MAX_CLOSED` is forgotten."""
         rounds = {old.round: old for old in self.closed} | {closed.round: closed}
-        alone = closed.partner is None
+        alone = closed.theirs is None
         totals = Totals(
             tokens=self.totals.tokens + closed.tokens,
             rounds=self.totals.rounds + 1,

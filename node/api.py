@@ -89,7 +89,8 @@ class Status(TypedDict):
     consensus: float | None
     val: Validation
     bytes: Traffic
-    closed_form: Traffic
+    closed_form: dict[str, int]
+    """Bytes that the formula says this node has sent, by kind; to compare with `bytes`."""
     parameters: int
     members: int
     records: str

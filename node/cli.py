@@ -2,8 +2,8 @@
 
 Exit status 0: done; 1: it failed; 2: bad input, with one sentence on standard error and no
 traceback.  Standard output carries only what was asked for (a ticket, a status); logs go to
-standard error.  The node itself, and with it libp2p, is imported only where one is started:
-`shoal status` must answer at once.
+standard error.  The node itself, and with it libp2p, is imported only where one is started, and
+so is the simulator: `shoal status` must answer at once.
 """
 
 from __future__ import annotations
@@ -291,6 +291,9 @@ def data_fetch(
 @app.command()
 def demo(
     nodes: Annotated[int, typer.Option(help="Nodes, 1 to 16.")] = 4,
+    trainer: Annotated[
+        str, typer.Option(help="How: noloco, diloco, streaming or spsa.")
+    ] = "noloco",
     steps: Annotated[
         int | None, typer.Option(help="Inner steps of each node.  [default: as the run file has]")
     ] = None,
@@ -307,6 +310,7 @@ def demo(
     """Train a small language model in a swarm of nodes on this machine."""
     options = demo_swarm.Options(
         nodes=nodes,
+        trainer=trainer,
         steps=steps,
         kill_one=kill_one,
         late_join=late_join,
@@ -315,6 +319,23 @@ def demo(
         keep=keep,
     )
     raise typer.Exit(demo_swarm.main(options))
+
+
+@app.command()
+def sim(
+    scenario: Annotated[Path, typer.Argument(help="The scenario as a TOML file.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures of the table.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the curves into FIGURE.png and FIGURE.svg.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's.")] = None,
+) -> None:
+    """Simulate a swarm of many peers under virtual time."""
+    from node.sim_command import Options, main  # here, for it brings numpy
+
+    main(Options(scenario=scenario, json_file=json_file, figure=figure, seed=seed))
 
 
 if __name__ == "__main__":

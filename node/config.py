@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from node.settings import check_addr, values
+from node.settings import check_addr, section, trainer_section, values
 from protocol import check
+from protocol.algorithms import TrainerConfig
 from protocol.errors import ConfigError
 from protocol.ids import Digest, PeerId, peer_id
-from protocol.spec import BlobRef, DataConfig, GptConfig, InnerConfig, NolocoConfig, RunSpec
+from protocol.model import GptConfig, InnerConfig
+from protocol.spec import BlobRef, DataConfig, RunSpec
 from protocol.ticket import Ticket
 
 MAX_FILE_BYTES = 64 * 1024
@@ -40,7 +42,7 @@ _RUN_KEYS: dict[str, Any] = {
     "start_deadline_s": float,
     "private": bool,
 }
-_RUN_TABLES = {"model": GptConfig, "inner": InnerConfig, "trainer": NolocoConfig}
+_RUN_TABLES = ("model", "inner", "trainer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +185,21 @@ class RunDraft:
     private: bool
     model: GptConfig
     inner: InnerConfig
-    trainer: NolocoConfig
+    trainer: TrainerConfig
 
     def __post_init__(self) -> None:
+        self._blank()  # for its checks
+
+    @property
+    def num_fragments(self) -> int:
+        """P of the run."""
+        return self._blank().num_fragments
+
+    def _blank(self) -> RunSpec:
+        """The spec of this run, but for who makes it and on which text."""
         blob = BlobRef(digest=Digest(bytes(32)), size_bytes=1)
         blobs = DataConfig(tokenizer=blob, validation=blob, corpus=None)
-        self.spec(creator=peer_id(bytes(32)), join_secret=None, data=blobs)  # for its checks
+        return self.spec(creator=peer_id(bytes(32)), join_secret=None, data=blobs)
 
     def spec(self, *, creator: PeerId, join_secret: Digest | None, data: DataConfig) -> RunSpec:
         """The spec of this run, as `creator` makes it."""
@@ -215,7 +226,7 @@ def read_run_file(path: Path) -> RunDraft:
     """
     table = _read_toml(path)
     top = {key: value for key, value in table.items() if key not in _RUN_TABLES}
-    given = values(path, "", _RUN_KEYS, top, also=tuple(_RUN_TABLES))
+    given = values(path, "", _RUN_KEYS, top, also=_RUN_TABLES)
     try:
         data = _data(path, given.pop("data", CORPORA[0]), given.pop("validation", None))
         draft: dict[str, Any] = {
@@ -226,23 +237,22 @@ def read_run_file(path: Path) -> RunDraft:
             "start_deadline_s": 60.0,
             "private": False,
         }
-        tables = {
-            name: _section(path, name, kind, table.get(name, {}))
-            for name, kind in _RUN_TABLES.items()
-        }
-        return RunDraft(**(draft | given | tables), data=data)
+        tables = {name: _table(name, table.get(name, {})) for name in _RUN_TABLES}
+        return RunDraft(
+            **(draft | given),
+            data=data,
+            model=section(path, "model", GptConfig, tables["model"]),
+            inner=section(path, "inner", InnerConfig, tables["inner"]),
+            trainer=trainer_section(path, tables["trainer"]),
+        )
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; correct it and start again") from None
 
 
-def _section(path: Path, name: str, kind: Any, table: object) -> Any:
-    """One table of the run file as its settings dataclass."""
+def _table(name: str, table: object) -> dict[str, object]:
     if type(table) is not dict:
         raise ValueError(f"{name} is {table!r:.40}, expected a table [{name}]")
-    table = dict(table)
-    if name == "trainer":
-        check.one_of("trainer.kind", table.pop("kind", "noloco"), ("noloco",))
-    return kind(**values(path, f"{name}.", typing.get_type_hints(kind), table))
+    return table
 
 
 def _data(path: Path, data: str, validation: str | None) -> NamedCorpus | TextCorpus | OwnData:

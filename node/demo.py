@@ -35,7 +35,13 @@ from protocol.errors import ConfigError
 
 T = TypeVar("T")
 
-RUN_FILE = ROOT / "examples" / "shakespeare.toml"
+RUN_FILES = {
+    "noloco": ROOT / "examples" / "shakespeare.toml",
+    "diloco": ROOT / "examples" / "shakespeare-diloco.toml",
+    "streaming": ROOT / "examples" / "shakespeare-streaming.toml",
+    "spsa": ROOT / "examples" / "shakespeare-spsa.toml",
+}
+"""By trainer."""
 MAX_NODES = 16
 """Each has a worker with torch, some 400 MB."""
 POLL_S = 0.5
@@ -57,6 +63,7 @@ class Options:
     """What the person asked for."""
 
     nodes: int
+    trainer: str
     steps: int | None
     """Inner steps of each node; None: those of the run file."""
     kill_one: bool
@@ -66,6 +73,11 @@ class Options:
     keep: Path | None
 
     def __post_init__(self) -> None:
+        if self.trainer not in RUN_FILES:
+            raise ConfigError(
+                f"command line: --trainer is {self.trainer!r:.40}, expected one of "
+                f"{', '.join(RUN_FILES)}"
+            )
         least = 1 + self.kill_one + self.late_join
         if not least <= self.nodes <= MAX_NODES:
             raise ConfigError(
@@ -93,9 +105,10 @@ class _Outcome:
 def main(options: Options) -> int:
     """Run the demo; its exit status."""
     console = Console()
-    draft = replace(read_run_file(RUN_FILE), min_members=options.nodes - options.late_join)
+    draft = read_run_file(RUN_FILES[options.trainer])
+    draft = replace(draft, min_members=options.nodes - options.late_join)
     if options.steps:
-        rounds = max(1, round(options.steps / draft.trainer.inner_steps))
+        rounds = max(1, round(options.steps * draft.num_fragments / draft.trainer.inner_steps))
         draft = replace(draft, rounds=rounds)
     alone = replace(options, nodes=1, kill_one=False, late_join=False)
     baseline = None
@@ -124,6 +137,7 @@ def run_file_text(draft: RunDraft) -> str:
     assert isinstance(draft.data, NamedCorpus)
     top = asdict(draft) | {"data": draft.data.name}
     tables = {name: top.pop(name) for name in ("model", "inner", "trainer")}
+    tables["trainer"] = {"kind": draft.trainer.KIND} | tables["trainer"]
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in table.items())]

@@ -21,45 +21,58 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from protocol.errors import Malformed, PeerError, WorkerLost
+from node.shell_ports import Journal, Learner, Network
+from protocol.errors import PayloadRefused, PeerError, WorkerLost
 from protocol.ids import Digest, PeerId, Round, short
-from protocol.messages import Decision, Message
-from trainers.machine import (
+from protocol.messages import Message
+from protocol.spsa import Frame
+from trainers.effects import (
+    AddScalars,
     ApplyOuter,
     Blame,
+    CatchUp,
     Closed,
     CloseInner,
     Effect,
-    Event,
     Fetch,
+    Finished,
+    NameSum,
+    Publish,
+    Release,
+    RunInner,
+    Sample,
+    Send,
+    SetTimer,
+    Snapshot,
+    Wait,
+)
+from trainers.events import (
+    Added,
+    CatchUpFailed,
+    Event,
     Fetched,
     FetchFailed,
-    Finished,
     InnerDone,
     InnerFailed,
     OuterDone,
     OuterFailed,
     OuterRefused,
-    Publish,
-    Release,
     Resumed,
-    RunInner,
-    Send,
     SendFailed,
-    SetTimer,
-    Snapshot,
     SnapshotDone,
     SnapshotFailed,
-    Timer,
+    SumNamed,
     TimerFired,
-    Trainer,
-    Wait,
 )
+from trainers.machine import Trainer
+from trainers.timers import Timer
 
 log = logging.getLogger(__name__)
 
+Work = RunInner | Snapshot | ApplyOuter | Sample | AddScalars | NameSum | CatchUp
+"""What the worker is asked for."""
 Asked = int | asyncio.Task[None] | None
 """What an event answers: the worker of that start, that fetch, or nothing."""
 
@@ -77,70 +90,6 @@ STOPPED_S = 1.0
 lid): what came meanwhile is read first.  Python's loop is late by milliseconds."""
 CATCH_UP_S = 1.0
 """How much later the timers then are: enough to read some sockets."""
-
-
-class InnerResult(Protocol):
-    """What an inner phase made since the last snapshot."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-
-
-class Learner(Protocol):
-    """The worker.  It keeps deadlines of its own: whoever does not answer is lost."""
-
-    async def inner(self, round: Round, steps: int) -> InnerResult:
-        """Train until `steps` are made since the last snapshot.  Raises `WorkerLost`."""
-
-    def close_inner(self) -> None:
-        """Let `inner` end at the next step boundary, if it is under way."""
-
-    async def snapshot(self, round: Round) -> tuple[Digest, int]:
-        """Name and bytes of the payload, which can be served now.  Raises `WorkerLost`."""
-
-    async def outer(
-        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
-    ) -> None:
-        """Take the outer step.
-
-        Raises:
-            WorkerLost: the worker died.
-            Malformed: `theirs` is no payload of this run; nothing was changed.
-        """
-
-
-class Network(Protocol):
-    """The other peers.  Each call keeps the deadline of its method."""
-
-    async def send(self, to: PeerId, message: Message) -> None:
-        """Sign and deliver.  Raises `PeerError`."""
-
-    async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
-        """Hold the payload, checked against its name.  Raises `PeerError`."""
-
-    def release(self, digest: Digest) -> None:
-        """Drop the payload; one that is not held is no error."""
-
-    def blame(self, peer: PeerId, reason: str) -> None:
-        """`peer` broke the protocol."""
-
-
-class Journal(Protocol):
-    """Presence, records, counters and logs.  Nothing here waits."""
-
-    def publish(self, decisions: tuple[Decision, ...]) -> None:
-        """Keep them in our presence."""
-
-    def closed(self, closed: Closed) -> None:
-        """Count and record the end of a round."""
-
-    def waiting(self, wait: Wait, for_s: float) -> None:
-        """Print the one line of this wait, which ends in `for_s` seconds at most; show it."""
-
-    def finished(self, finished: Finished) -> None:
-        """The last round is closed."""
 
 
 class Driver:
@@ -210,7 +159,7 @@ class Driver:
         while True:
             left_s = self._timers[0][0] - self._clock() if self._timers else None
             if left_s is not None and left_s < -STOPPED_S:
-                left_s = self._catch_up()
+                left_s = self._put_off_timers()
             try:
                 if left_s is None or left_s > 0:
                     async with asyncio.timeout(left_s):
@@ -220,7 +169,7 @@ class Driver:
                     continue
             return TimerFired(heapq.heappop(self._timers)[2]), None
 
-    def _catch_up(self) -> float:
+    def _put_off_timers(self) -> float:
         """Put off what fell due while the process stood still; seconds until the next timer."""
         soon = self._clock() + CATCH_UP_S
         self._timers = [(max(at, soon), order, timer) for at, order, timer in self._timers]
@@ -239,7 +188,15 @@ class Driver:
                 self._send(to, message)
             case SetTimer(at, timer):
                 heapq.heappush(self._timers, (at, next(self._order), timer))
-            case RunInner() | Snapshot() | ApplyOuter():
+            case (
+                RunInner()
+                | Snapshot()
+                | ApplyOuter()
+                | Sample()
+                | AddScalars()
+                | NameSum()
+                | CatchUp()
+            ):
                 if self._start == self._starts:  # else `Resumed` is on its way
                     self._begin(self._work(effect, self._start))
             case CloseInner():
@@ -267,15 +224,26 @@ class Driver:
 
     # --- the worker -------------------------------------------------------------------------
 
-    async def _work(self, effect: RunInner | Snapshot | ApplyOuter, start: int) -> None:
+    async def _work(self, effect: Work, start: int) -> None:
         match effect:
             case RunInner(round, steps):
                 answer = await self._inner(round, steps)
-            case Snapshot(round):
-                answer = await self._snapshot(round)
+            case Snapshot(round, fragment):
+                answer = await self._snapshot(round, fragment)
             case ApplyOuter():
                 answer = await self._outer(effect)
-        await self._inbox.put((answer, start))
+            case Sample(boot, step, steps):
+                answer = await self._sample(boot, step, steps)
+            case AddScalars(frames):
+                answer = await self._add_scalars(frames)
+            case NameSum(less):
+                answer = await self._name_sum(less)
+            case CatchUp(source):
+                answer = await self._catch_up(source)
+        if isinstance(answer, Resumed):
+            await self.post(answer)
+        else:
+            await self._inbox.put((answer, start))
 
     async def _inner(self, round: Round, steps: int) -> Event:
         try:
@@ -284,22 +252,47 @@ class Driver:
             return InnerFailed(str(error))
         return InnerDone(result.steps, result.tokens)
 
-    async def _snapshot(self, round: Round) -> Event:
+    async def _snapshot(self, round: Round, fragment: int) -> Event:
         try:
-            digest, size_bytes = await self._learner.snapshot(round)
+            digest, size_bytes = await self._learner.snapshot(round, fragment)
         except WorkerLost as error:
             return SnapshotFailed(str(error))
-        return SnapshotDone(round, digest, size_bytes)
+        return SnapshotDone(round, fragment, digest, size_bytes)
 
     async def _outer(self, effect: ApplyOuter) -> Event:
-        round, mine, theirs = effect.round, effect.mine, effect.theirs
         try:
-            await self._learner.outer(round, mine, theirs, effect.my_weight)
+            weights = await self._learner.outer(effect)
         except WorkerLost as error:
             return OuterFailed(str(error))
-        except Malformed as error:
-            return OuterRefused(str(error))
-        return OuterDone(round)
+        except PayloadRefused as error:
+            return OuterRefused(error.culprit, str(error))
+        return OuterDone(effect.round, weights)
+
+    async def _sample(self, boot: bytes, step: int, steps: int) -> Event:
+        try:
+            return await self._learner.sample(boot, step, steps)
+        except WorkerLost as error:
+            return InnerFailed(str(error))
+
+    async def _add_scalars(self, frames: tuple[Frame, ...]) -> Event:
+        try:
+            await self._learner.add_scalars(frames)
+        except WorkerLost as error:
+            return OuterFailed(str(error))
+        return Added()
+
+    async def _name_sum(self, less: tuple[Frame, ...]) -> Event:
+        try:
+            return SumNamed(await self._learner.name_sum(less))
+        except WorkerLost as error:
+            return OuterFailed(str(error))
+
+    async def _catch_up(self, source: PeerId) -> Event:
+        try:
+            return await self._learner.catch_up(source)
+        except (WorkerLost, PeerError) as error:
+            log.info("not caught up: source=%s reason=%s", short(source), error)
+            return CatchUpFailed(str(error))
 
     # --- the network ------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ held only if it hashes to its name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from node.arena import Arena, ArenaFull
 from node.ports import Rpc
@@ -15,6 +17,22 @@ from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import Digest, PeerId, RunId
 from protocol.messages import Message, SignedMessage
+from protocol.spsa import Frames, num_scalars
+
+
+@dataclass(slots=True)
+class ScalarTraffic:
+    """What was sent of an spsa run's scalars."""
+
+    messages: int = 0
+    frames: int = 0
+    scalars: int = 0
+
+    def count(self, sent: Frames) -> None:
+        """Take in a message."""
+        self.messages += 1
+        self.frames += len(sent.frames)
+        self.scalars += sum(num_scalars(signed) for signed in sent.frames)
 
 
 class Exchange:
@@ -36,14 +54,20 @@ class Exchange:
         self._arena = arena
         self._fetch_deadline_s = fetch_deadline_s
         self.blame = blame
-        self.fetched = 0
-        """Payloads that came in whole."""
+        self.scalars = ScalarTraffic()
+        self.fetched: Counter[int] = Counter()
+        """Payloads that came in whole, by their length: as many lengths as fragments."""
 
     async def send(self, to: PeerId, message: Message) -> None:
         """Sign and deliver.  Raises `PeerError`."""
         body = codec.encode(message)
         signed = SignedMessage(body, self._signer.sign(Domain.ROUND, self._run, body))
-        await self._caller.call(to, rpc.ROUND, rpc.RoundCall(self._run, signed))
+        call = rpc.RoundCall(self._run, signed)
+        if isinstance(message, Frames):
+            await self._caller.call(to, rpc.SCALARS, call)
+            self.scalars.count(message)
+        else:
+            await self._caller.call(to, rpc.ROUND, call)
 
     async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
         """Hold the payload, checked against its name.  Raises `PeerError`."""
@@ -58,7 +82,7 @@ class Exchange:
                     into=slot.view,
                 )
                 await slot.verify_and_commit(digest)
-                self.fetched += 1
+                self.fetched[size_bytes] += 1
             finally:
                 slot.abandon()
         except ArenaFull as error:

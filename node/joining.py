@@ -17,12 +17,14 @@ from node.blobstore import FETCH_S, BlobStore, NotFetched
 from node.ports import Rpc
 from node.telemetry import Waits
 from protocol import codec, rpc
+from protocol.algorithms import SpsaConfig
 from protocol.envelope import Domain, verify
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.fragments import num_parameters
 from protocol.ids import PeerId, RunId
 from protocol.messages import MAX_MESSAGE_BYTES, Checkpoint
-from protocol.payload import num_parameters
-from protocol.spec import BlobRef, GptConfig
+from protocol.spec import BlobRef, RunSpec
+from protocol.spsa import MAX_HORIZON_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ SLOWEST_BYTES_PER_S = 100_000
 member is asked: 140 s for the default model.  A guess at the slowest donor worth waiting for."""
 NUMBERS_BYTES = 2 * 4
 """Of a parameter in a checkpoint: slow weight and outer momentum, float32."""
+SHARED_BYTES = 2 * 4
+"""The same of what else all members share, at most: a sync run's optimizer."""
+SUM_BYTES = 8
+"""Of a trainable parameter in a checkpoint of spsa: all of them at most."""
 HEADER_BYTES = 4096
 """Of a checkpoint at most: names, shapes, round and the run, some 200 bytes of JSON."""
 
@@ -80,7 +86,7 @@ async def ask_checkpoint(caller: Rpc, peer: PeerId, run: RunId) -> Checkpoint:
 
 
 async def fetch_checkpoint(
-    donor: PeerId, *, run: RunId, model: GptConfig, caller: Rpc, arena: Arena, waits: Waits
+    donor: PeerId, *, run: RunId, spec: RunSpec, caller: Rpc, arena: Arena, waits: Waits
 ) -> Checkpoint:
     """The donor's slow weights and momentum, held in the arena for the caller to release.
 
@@ -91,12 +97,11 @@ async def fetch_checkpoint(
     """
     with waits.on("a checkpoint", donor, rpc.CHECKPOINT.deadline_s):
         checkpoint = await ask_checkpoint(caller, donor, run)
-    size_bytes, least = checkpoint.size_bytes, NUMBERS_BYTES * num_parameters(model)
-    if not least < size_bytes <= least + HEADER_BYTES:
+    size_bytes = checkpoint.size_bytes
+    least, most = checkpoint_bounds(spec)
+    if not least < size_bytes <= most:
         raise RemoteProtocolError(
-            donor,
-            f"offered a checkpoint of {size_bytes} bytes, expected {least} and a header of at "
-            f"most {HEADER_BYTES}",
+            donor, f"offered a checkpoint of {size_bytes} bytes, expected {least} to {most}"
         )
     deadline_s = CHECKPOINT_S + size_bytes / SLOWEST_BYTES_PER_S
     try:
@@ -110,6 +115,15 @@ async def fetch_checkpoint(
     except Malformed as error:
         raise RemoteProtocolError(donor, f"sent another checkpoint: {error}") from error
     return checkpoint
+
+
+def checkpoint_bounds(spec: RunSpec) -> tuple[int, int]:
+    """A checkpoint of this run has more bytes than the first, and at most the second."""
+    count = num_parameters(spec.model)
+    if isinstance(spec.trainer, SpsaConfig):
+        return 0, SUM_BYTES * count + HEADER_BYTES + 2 * MAX_HORIZON_BYTES
+    least = NUMBERS_BYTES * count
+    return least, least + SHARED_BYTES * count + HEADER_BYTES
 
 
 async def _take(

@@ -9,21 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from crdt.schema import MAX_LOSS, ClosedRound, Content, Progress
+from node import worker_wire as wire
 from node.arena import ArenaFull
-from node.learner import InnerResult, Learner, OuterRefused
+from node.learner import InnerResult, Learner
 from node.telemetry import Rounds, Waits
-from protocol.errors import ConfigError, Malformed
+from protocol.errors import ConfigError
 from protocol.ids import Digest, PeerId, Round, short
-from protocol.messages import Decision
-from trainers.machine import Closed, Finished, Wait
+from protocol.messages import Decision, Exchange
+from protocol.spsa import Frame
+from trainers.effects import Agreed, ApplyOuter, Closed, Finished, Gathered, Wait
+from trainers.events import Resumed, Sampled
 
 log = logging.getLogger(__name__)
 
 FIRST_ROUND = Round(0)
+PAIR = 2
 SPREADS = 8
 """Exchanges whose spread is averaged for the live consensus figure.  A guess."""
 
@@ -69,25 +74,37 @@ class Journal:
     def closed(self, closed: Closed) -> None:
         self.rounds.count(closed)
         self.waits.end("round")
-        exchange = closed.exchange
-        mine = theirs = partner = None
-        if exchange:
-            self.round = Round(exchange.round + 1)
-            mine, theirs = exchange.proposer_digest, exchange.partner_digest
-            partner = exchange.partner
-            if exchange.partner == self.me:
-                mine, theirs, partner = theirs, mine, exchange.proposer
-        else:
-            self.round = Round(closed.round + 1)
+        facts = self._facts(closed)
+        self.round = Round((closed.receipt.round if closed.receipt else closed.round) + 1)
+        self.partner = facts.partner
         log.info(
             "round closed: round=%d partner=%s tokens=%d half=%s reason=%s",
-            closed.round, short(partner) if partner else "none", closed.tokens, closed.half,
-            closed.reason or "exchanged",
+            closed.round, short(facts.partner) if facts.partner else "none", closed.tokens,
+            closed.half, closed.reason or "exchanged",
         )  # fmt: skip
-        self.partner = partner
-        self._record(closed, ClosedRound(
+        self._record(closed, facts)
+
+    def _facts(self, closed: Closed) -> ClosedRound:
+        """With whom and with what the round was closed, as our record says it."""
+        mine = theirs = partner = None
+        match closed.receipt:
+            case Exchange(proposer=proposer) as exchange:
+                mine, theirs = exchange.proposer_digest, exchange.partner_digest
+                partner = exchange.partner
+                if exchange.partner == self.me:
+                    mine, theirs, partner = theirs, mine, proposer
+            case Agreed(roster, digest):
+                partner, theirs = roster.leader, digest
+                mine = next((e.digest for e in roster.entries if e.peer == self.me), None)
+            case Gathered(horizon=horizon):
+                theirs = horizon
+            case None:
+                pass
+            case _:
+                assert_never(closed.receipt)
+        return ClosedRound(
             round=closed.round, tokens=closed.tokens, partner=partner, mine=mine, theirs=theirs
-        ))  # fmt: skip
+        )
 
     def resumed(self, round: Round) -> None:
         """The worker stands at this round again; what its forerunner waited for is over."""
@@ -116,12 +133,24 @@ class Journal:
         self.write(lambda content: content.with_round(facts, progress, half=closed.half))
 
 
+def resumed(ready: wire.Ready) -> Resumed:
+    """What a worker that stands somewhere means to the trainer."""
+    return Resumed(ready.round, ready.weights, ready.horizon)
+
+
 class Worker:
     """`node.driver.Learner` over the worker process; notes what it says for the journal."""
 
-    def __init__(self, learner: Learner, journal: Journal) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        journal: Journal,
+        go_over_to: Callable[[PeerId], Awaitable[wire.Ready]],
+    ) -> None:
+        """Args: go_over_to: takes a member's weights; raises `PeerError`, `WorkerLost`."""
         self._learner = learner
         self._journal = journal
+        self._go_over_to = go_over_to
 
     async def inner(self, round: Round, steps: int) -> InnerResult:
         result = await self._learner.inner(round, steps)
@@ -132,24 +161,40 @@ class Worker:
     def close_inner(self) -> None:
         self._learner.close_inner()
 
-    async def snapshot(self, round: Round) -> tuple[Digest, int]:
+    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
         try:
-            return await self._learner.snapshot(round)
+            return await self._learner.snapshot(round, fragment)
         except ArenaFull as error:
             raise ConfigError(
                 f"{error}; raise memory_mib in node.toml, or what the system grants (ulimit -n)"
             ) from error
 
-    async def outer(
-        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
-    ) -> None:
+    async def outer(self, effect: ApplyOuter) -> Digest:
         failed_before = self._journal.saves_failed
-        try:
-            done = await self._learner.outer(round, mine, theirs, my_weight)
-        except OuterRefused as error:
-            raise Malformed(str(error)) from error
+        done = await self._learner.outer(effect)
         if self._journal.saves_failed == failed_before:
             self._journal.trouble = None
         self._journal.weights = done.weights
-        if theirs is not None:
-            self._journal.spreads = [*self._journal.spreads, done.fast_spread][-SPREADS:]
+        if len(effect.shares) == PAIR:
+            self._journal.spreads = [*self._journal.spreads, done.spread][-SPREADS:]
+        return done.weights
+
+    async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
+        sampled = await self._learner.sample(boot, step, steps)
+        if self._journal.weights is None:  # a record names a sum before the first base does
+            self._journal.weights = self._learner.began_at
+        if self._learner.progress:
+            self._journal.loss = self._learner.progress.loss
+        return sampled
+
+    async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
+        await self._learner.add_scalars(frames)
+
+    async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
+        sum = self._journal.weights = await self._learner.name_sum(less)
+        return sum
+
+    async def catch_up(self, source: PeerId) -> Resumed:
+        ready = await self._go_over_to(source)
+        self._journal.resumed(ready.round)
+        return resumed(ready)

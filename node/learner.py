@@ -18,12 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node import worker_wire as wire
+from node import worker_wire_spsa as wire_spsa
 from node.arena import Arena
+from node.snapshots import snapshot_files
 from node.telemetry import Waits
 from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife
-from protocol.errors import ConfigError, LocalProtocolError, ShoalError, WorkerLost
+from protocol.errors import (
+    ConfigError,
+    LocalProtocolError,
+    PayloadRefused,
+    ShoalError,
+    WorkerLost,
+)
 from protocol.ids import Digest, Round, short
 from protocol.messages import Checkpoint
+from protocol.spsa import Frame
+from trainers.effects import ApplyOuter
+from trainers.events import Sampled
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +43,14 @@ DEATHS_WITHIN_S = 300.0
 """More deaths than this in so long: the next worker would die as well.  A guess."""
 BACKOFF_S = 0.5
 """Before the first restart; doubled at each further death within `DEATHS_WITHIN_S`."""
+FRAMES_A_PACKET = 256
+"""Of spsa, 48 KiB."""
 WORKER = "the worker"
 """From whom we wait, in a line about a wait."""
 
 
 class StartRefused(ShoalError):
     """The worker cannot start from there; the sentence says why, and another start may."""
-
-
-class OuterRefused(ShoalError):
-    """The partner's payload is none of this run; nothing was changed, going alone is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class Learner:
         arena: Arena,
         *,
         socket_path: Path,
-        on_resumed: Callable[[Round], None],
+        on_resumed: Callable[[wire.Ready], None],
         on_save_failed: Callable[[str], None],
         waits: Waits | None = None,
     ) -> None:
@@ -82,6 +91,8 @@ class Learner:
         self._started = False
         self.progress: wire.Progress | None = None
         """The newest; of the worker before, until a new one reports."""
+        self.began_at: Digest | None = None
+        """Name of the weights (spsa: of the sum) that the first worker began with."""
 
     @property
     def pid(self) -> int | None:
@@ -91,7 +102,7 @@ class Learner:
     @property
     def has_snapshot(self) -> bool:
         """Whether there is something on disk to start from."""
-        return bool(wire.snapshot_files(Path(self._setup.directory)))
+        return bool(snapshot_files(Path(self._setup.directory)))
 
     # --- supervision --------------------------------------------------------------------
 
@@ -149,7 +160,7 @@ class Learner:
         if isinstance(event, wire.Ready):
             _log_ready(event, life.pid)
             self._life = life  # not before: nothing can be asked of a worker at no round
-            self._on_resumed(event.round)
+            self._on_resumed(event)
         elif isinstance(event, wire.Failed):
             raise ConfigError(f"the worker cannot go on: {event.reason}")
 
@@ -165,7 +176,7 @@ class Learner:
 
     # --- what can be asked --------------------------------------------------------------
 
-    async def start(self, how: wire.Start) -> Round:
+    async def start(self, how: wire.Start) -> wire.Ready:
         """Start the first worker; returns once it stands at a round.
 
         Waits while a worker is being started or replaced: `run` gives up if that never works.
@@ -176,20 +187,33 @@ class Learner:
         """
         if self._started:
             raise LocalProtocolError("the learner is started already")
-        fd = self._checkpoint_fd(how)
+        fds = self._checkpoint_fds(how)
         while True:
             await self._set_up.wait()
             try:
                 with self._waits.on("the weights to start from", WORKER, DEADLINE_S[type(how)]):
-                    event, _ = await self._running().call(how, fd=fd)
+                    event, _ = await self._running().call(how, fds=fds)
                 break
             except WorkerLost:
                 self._set_up.clear()
         if not isinstance(event, wire.Ready):
             raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
         self._started = True
+        self.began_at = event.weights
         _log_ready(event, self.pid)
-        return event.round
+        return event
+
+    async def take_over(self, how: wire.StartFromCheckpoint) -> wire.Ready:
+        """Go over to a member's weights, held in the arena; what was asked before is void.
+
+        Raises:
+            StartRefused: it cannot; it is where it was.
+        """
+        event, _ = await self._running().call(how, fds=self._checkpoint_fds(how))
+        if not isinstance(event, wire.Ready):
+            raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
+        _log_ready(event, self.pid)
+        return event
 
     async def inner(self, round: Round, steps: int) -> InnerResult:
         """Train until `steps` inner steps are made since the last snapshot."""
@@ -201,33 +225,54 @@ class Learner:
         if self._life:
             self._life.tell(wire.CloseInner())
 
-    async def snapshot(self, round: Round) -> tuple[Digest, int]:
-        """Digest and size of the payload of `round`, which the arena then holds.
+    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
+        """Digest and size of a fragment's payload of `round`, which the arena then holds.
 
         Raises:
             ArenaFull: there is no room for it.
         """
-        done, fd = await self._running().ask(wire.Snapshot(round), wire.SnapshotDone)
-        self._adopt(done.digest, done.size_bytes, fd)
+        done, fds = await self._running().ask(wire.Snapshot(round, fragment), wire.SnapshotDone)
+        self._adopt(done.digest, done.size_bytes, fds)
         return done.digest, done.size_bytes
 
-    async def outer(
-        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
-    ) -> wire.OuterDone:
-        """Take the outer step that ends in `round`, with a payload from the arena or alone.
+    async def outer(self, effect: ApplyOuter) -> wire.OuterDone:
+        """Take the outer step, with payloads from the arena.
 
         Raises:
-            OuterRefused: their payload is none of this run; nothing was changed.
+            PayloadRefused: one of them is none of this run; nothing was changed.
         """
         life = self._running()
-        if theirs is not None and theirs not in self._arena:
-            raise OuterRefused("their payload is not held any more")
-        fd = None if theirs is None else self._arena.fd(theirs)
-        command = wire.ApplyOuter(round, mine, theirs, my_weight)
-        event, _ = await life.call(command, fd=fd)
+        theirs = [share.digest for share in effect.shares if share.digest != effect.mine]
+        for digest in theirs:
+            if digest not in self._arena:
+                raise PayloadRefused(digest, "the payload is not held any more")
+        command = wire.ApplyOuter(effect.round, effect.fragment, effect.mine, effect.shares)
+        event, _ = await life.call(command, fds=[self._arena.fd(digest) for digest in theirs])
         if isinstance(event, wire.OuterRefused):
-            raise OuterRefused(event.reason)
+            raise PayloadRefused(event.culprit, event.reason)
         return life.expect(command, event, wire.OuterDone)
+
+    async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
+        """spsa: measure so many steps."""
+        life = self._running()
+        sampled, _ = await life.ask(wire_spsa.Sample(boot, step, steps), wire_spsa.Sampled)
+        return Sampled(sampled.step, sampled.scalars, sampled.tokens)
+
+    async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
+        """spsa: add these frames to the sum."""
+        await self._running().ask(wire_spsa.AddScalars(frames), wire_spsa.Added)
+
+    async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
+        """spsa: the name of the sum less these frames."""
+        life = self._running()
+        parts = [
+            less[start : start + FRAMES_A_PACKET]
+            for start in range(0, max(len(less), 1), FRAMES_A_PACKET)
+        ]
+        for part in parts[:-1]:
+            await life.ask(wire_spsa.NameSum(part, True), wire_spsa.SumNamed)
+        named, _ = await life.ask(wire_spsa.NameSum(parts[-1], False), wire_spsa.SumNamed)
+        return named.sum
 
     async def evaluate(self) -> float:
         """Validation loss of the slow weights, nats per byte."""
@@ -242,9 +287,9 @@ class Learner:
             ArenaFull: there is no room for them.
         """
         with self._waits.on("a checkpoint for a joiner", WORKER, DEADLINE_S[wire.Export]):
-            exported, fd = await self._running().ask(wire.Export(), wire.Exported)
+            exported, fds = await self._running().ask(wire.Export(), wire.Exported)
         checkpoint = exported.checkpoint
-        self._adopt(checkpoint.digest, checkpoint.size_bytes, fd)
+        self._adopt(checkpoint.digest, checkpoint.size_bytes, fds)
         return checkpoint
 
     def _running(self) -> WorkerLife:
@@ -252,15 +297,15 @@ class Learner:
             raise WorkerLost("the worker is being replaced")
         return self._life
 
-    def _checkpoint_fd(self, how: wire.Start) -> int | None:
+    def _checkpoint_fds(self, how: wire.Start) -> tuple[int, ...]:
         if isinstance(how, wire.StartFromCheckpoint):
-            return self._arena.fd(how.checkpoint.digest)
-        return None
+            return (self._arena.fd(how.checkpoint.digest),)
+        return ()
 
-    def _adopt(self, digest: Digest, size_bytes: int, fd: int | None) -> None:
-        if fd is None:
-            raise LocalProtocolError("the worker handed over no memory")
-        self._arena.adopt(digest, size_bytes, fd)
+    def _adopt(self, digest: Digest, size_bytes: int, fds: tuple[int, ...]) -> None:
+        if len(fds) != 1:
+            raise LocalProtocolError(f"the worker handed over {len(fds)} memories, not one")
+        self._arena.adopt(digest, size_bytes, fds[0])
 
 
 def _log_ready(ready: wire.Ready, pid: int | None) -> None:

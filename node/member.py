@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from crdt.author import MAX_JUMP, Author
-from crdt.membership import candidates, standings
+from crdt.membership import ANSWERING, TRAINING, Standing, candidates, standings
 from crdt.replica import Replica
 from crdt.schema import Content
 from crdt.schema import Member as MemberFacts
@@ -40,12 +40,13 @@ from node.rpc import Refused, Rpc
 from node.services import Services
 from node.telemetry import Waits
 from node.training import Training
+from protocol.algorithms import SpsaConfig
 from protocol.envelope import Signer
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, Round, short
 from protocol.messages import Checkpoint
 from protocol.spec import BlobRef, RunSpec, SignedSpec
-from trainers.machine import Received
+from trainers.events import Received
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Member:
         self.records: Records | None = None
         self._world = world
         self._me = world.signer.peer
+        self._boot = secrets.token_bytes(BOOT_BYTES)
         self._rng = random.Random(secrets.randbits(64))
         self._arena = Arena(world.config.memory_bytes)
         self.services: Services | None = None
@@ -86,7 +88,7 @@ class Member:
         self.presence = PresenceService(
             run=held.run,
             signer=world.signer,
-            boot=Boot(nonce=secrets.token_bytes(BOOT_BYTES), started_unix_s=int(time.time())),
+            boot=Boot(nonce=self._boot, started_unix_s=int(time.time())),
             view=view,
             rpc=world.rpc,
             facts=self._facts,
@@ -144,7 +146,7 @@ class Member:
     # --- parts ------------------------------------------------------------------------------
 
     async def _spec(self) -> RunSpec:
-        """The run's spec, from disk or from the first member that proves to be one."""
+        """From disk, or from the first member that proves to be one."""
         if self.held.signed is None:
             self.held = HeldRun(self.held.ticket, await self._first_contact())
             founding.save(self.held, self._world.directory)
@@ -251,7 +253,7 @@ class Member:
             return await joining.fetch_checkpoint(
                 donor,
                 run=self.held.run,
-                model=spec.model,
+                spec=spec,
                 caller=world.rpc,
                 arena=self._arena,
                 waits=world.waits,
@@ -259,7 +261,8 @@ class Member:
 
         return Training(
             spec=spec,
-            me=self._me,
+            signer=world.signer,
+            boot=self._boot,
             setup=setup,
             socket_path=world.directory.root / "worker.sock",
             arena=self._arena,
@@ -268,7 +271,7 @@ class Member:
                 signer=world.signer,
                 caller=world.rpc,
                 arena=self._arena,
-                fetch_deadline_s=spec.trainer.exchange_deadline_s,
+                fetch_deadline_s=spec.exchange_deadline_s,
                 blame=self.blame,
             ),
             journal=self.journal,
@@ -296,7 +299,7 @@ class Member:
         if self.training:
             progress = self.training.learner.progress
         return Facts(
-            addrs=announced(self._world.config, self._me, self._world.bridge),
+            addrs=founding.announced(self._world.config, self._me, self._world.bridge.addrs()),
             state=journal.state,
             round=journal.round,
             inner_step=progress.inner_step if progress else 0,
@@ -307,14 +310,17 @@ class Member:
 
     def standings(self) -> tuple[tuple[PeerId, str], ...]:
         """Every other peer that is known of, and why it is or is not trained with."""
+        return tuple((one.peer, one.reason) for one in self._standings())
+
+    def _standings(self) -> tuple[Standing, ...]:
         views = self.records.views() if self.records else {}
-        found = standings(views, self.presence.live(), me=self._me)
-        return tuple((standing.peer, standing.reason) for standing in found)
+        spec = self.training.spec if self.training else None
+        states = ANSWERING if spec and isinstance(spec.trainer, SpsaConfig) else TRAINING
+        return standings(views, self.presence.live(), me=self._me, states=states)
 
     def _candidates_changed(self) -> None:
         if self.training and self.records:
-            views, live = self.records.views(), self.presence.live()
-            self.training.members_changed(candidates(standings(views, live, me=self._me)))
+            self.training.members_changed(candidates(self._standings()))
 
     async def _found(self, peer: PeerId) -> None:
         """A peer proved to be a member: let it call, and hear from each other."""
@@ -329,13 +335,6 @@ class Member:
 
     async def _checkpoint(self) -> Checkpoint | None:
         return await self.training.checkpoint() if self.training else None
-
-
-def announced(config: NodeConfig, me: PeerId, bridge: Bridge) -> tuple[str, ...]:
-    """The addresses that others may dial: configured ones, else those that are bound."""
-    if config.announce:
-        return tuple(f"{addr}/p2p/{me}" for addr in config.announce)
-    return bridge.addrs()
 
 
 def _joined(content: Content, *, name: str | None, round: Round) -> Content:

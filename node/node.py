@@ -29,7 +29,7 @@ from node.config import (
 )
 from node.founding import HeldRun
 from node.keys import DataDir
-from node.member import Member, World, announced
+from node.member import Member, World
 from node.rpc import Rpc
 from node.signals import on_stop
 from node.status import peers_of, status_of
@@ -165,7 +165,7 @@ class Node:
             log.warning("goodbye cut short: after_s=%g", LEAVE_S)
 
     def _addrs(self) -> tuple[str, ...]:
-        return announced(self._config, self._signer.peer, self._bridge)
+        return founding.announced(self._config, self._signer.peer, self._bridge.addrs())
 
     def _on_blame(self, peer: PeerId, reason: str) -> None:
         if self.member:

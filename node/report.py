@@ -100,7 +100,7 @@ class Report:
 
     def bytes_closed_form(self) -> Counter[str]:
         """What the formula says for the kinds that have one."""
-        return _sum(node.status["closed_form"]["up"] for node in self.nodes)
+        return _sum(node.status["closed_form"] for node in self.nodes)
 
     def bytes_data_parallel(self) -> int:
         """What a ring all-reduce of fp32 gradients in every inner step would have sent.

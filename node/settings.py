@@ -9,10 +9,13 @@ import ipaddress
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from protocol import check
+from protocol.algorithms import TRAINERS, NolocoConfig, TrainerConfig
 from protocol.errors import ConfigError
+
+S = TypeVar("S")
 
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 _EXPECTED = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
@@ -36,6 +39,20 @@ def values(
             )
         checked[key] = _typed(source, prefix + key, kinds[key], value)
     return checked
+
+
+def trainer_section(path: Path, table: Mapping[str, object]) -> TrainerConfig:
+    """The table [trainer] of a file: `kind` and what that trainer can be told."""
+    kind = table.get("kind", NolocoConfig.KIND)
+    check.one_of("trainer.kind", kind, tuple(TRAINERS))
+    settings = {key: value for key, value in table.items() if key != "kind"}
+    return section(path, "trainer", TRAINERS[str(kind)], settings)
+
+
+def section(path: Path, name: str, kind: type[S], table: Mapping[str, object]) -> S:
+    """A table of a file as its settings dataclass."""
+    hints = {key: hint for key, hint in typing.get_type_hints(kind).items() if key.islower()}
+    return kind(**values(path, f"{name}.", hints, table))
 
 
 def _typed(source: Path | str, key: str, kind: Any, value: object) -> Any:

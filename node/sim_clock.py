@@ -22,13 +22,18 @@ class Clock:
 
     def after(self, delay_s: float, action: Callable[..., None], *arguments: object) -> None:
         """Do it in `delay_s` seconds; at once means after what is being done now."""
-        at = self.now + max(0.0, delay_s)
+        at = self.now + delay_s if delay_s > 0.0 else self.now
+        heapq.heappush(self._heap, (at, next(self._order), action, arguments))
+
+    def at(self, when: float, action: Callable[..., None], *arguments: object) -> None:
+        """Do it then, or at once if that is over."""
+        at = when if when > self.now else self.now
         heapq.heappush(self._heap, (at, next(self._order), action, arguments))
 
     def run_until(self, end: float) -> None:
         """Do all that is due until `end`, which is then the time."""
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end:
-            self.now, _, action, arguments = heapq.heappop(heap)
+            self.now, _, action, arguments = pop(heap)
             action(*arguments)
         self.now = end

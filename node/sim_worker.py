@@ -9,15 +9,16 @@ and trips an assertion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from node.sim_clock import Clock
-from protocol.errors import Malformed
+from node.sim_sampler import Sampler, ScalarLearner
+from node.sim_state import Saved, Still
 from protocol.ids import Digest, Round
-from trainers.machine import (
-    ApplyOuter,
+from trainers.effects import ApplyOuter
+from trainers.events import (
     Event,
     InnerDone,
     InnerFailed,
@@ -30,27 +31,46 @@ from trainers.machine import (
 )
 
 
+class Refused(Exception):
+    """The payload `culprit` is not what it must be."""
+
+    def __init__(self, culprit: Digest, reason: str) -> None:
+        super().__init__(reason)
+        self.culprit = culprit
+        self.reason = reason
+
+
 class Learner(Protocol):
     """What holds a peer's parameters.  Real ones hold a model, most tests a vector."""
 
     def train(self, round: Round, steps: int) -> None:
         """Make inner steps with the learning rate of `round`."""
 
-    def snapshot(self, round: Round) -> tuple[Digest, int, object]:
-        """Name, bytes and content of what the pair exchanges, from the weights of now."""
+    def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int, object]:
+        """Name, bytes and content of what is exchanged, from the weights of now."""
 
-    def outer(self, mine: object, theirs: object | None, my_weight: float) -> None:
-        """Take the outer step with the contents of two snapshots, or of ours alone.
+    def outer(self, effect: ApplyOuter, contents: Mapping[Digest, object]) -> None:
+        """Take the outer step; `contents` holds every share's.
 
         Raises:
-            Malformed: theirs is no payload of this run.
+            Refused: a share is no payload of this run, round and fragment; nothing was changed.
         """
+
+    def weights(self) -> Digest:
+        """Of the slow weights."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a `save` on its way to another peer."""
 
     def save(self) -> object:
         """What a restarted peer or a joiner goes on from."""
 
     def load(self, state: object) -> None:
         """Go on from a `save`."""
+
+
+AnyLearner = Learner | ScalarLearner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +107,15 @@ class Worker:
     """Carries out what a trainer asks of its worker; answers through `tell`."""
 
     def __init__(
-        self, learner: Learner, speed: Speed, clock: Clock, tell: Callable[[Event], None]
+        self,
+        learner: AnyLearner,
+        speed: Speed,
+        clock: Clock,
+        tell: Callable[[Event], None],
     ) -> None:
-        self.learner = learner
+        self.still = Still()
         self.held: dict[Digest, object] = {}
-        """The arena: payloads of this peer and its partner, until they are released."""
-        self.round = Round(0)
-        """Of the newest saved state."""
-        self.saved = learner.save()
+        """The arena: payloads of this peer and others, until they are released."""
         self._speed = speed
         self._clock = clock
         self._tell = tell
@@ -105,13 +126,53 @@ class Worker:
         self._applying: ApplyOuter | None = None
         self._down = 0
         """Restarts under way."""
+        self._sampler: Sampler | None = None
+        self._learner: Learner | None = None
+        if isinstance(learner, ScalarLearner):
+            self._sampler = Sampler(
+                learner,
+                clock,
+                self.still,
+                tell,
+                step_s=speed.step_s,
+                tokens_per_step=speed.tokens_per_step,
+            )
+        else:
+            self._learner = learner
+            self._saved = Saved(Round(0), learner.weights(), learner.save())
 
-    def start(self, round: Round, state: object | None) -> None:
-        """Begin at the start of `round`, from the state of another peer if one is given."""
-        if state is not None:
-            self.learner.load(state)
-        self.round, self.saved = round, self.learner.save()
-        self._clock.after(0.0, self._tell, Resumed(round))
+    @property
+    def learner(self) -> Learner:
+        """Of a peer whose trainer exchanges vectors."""
+        assert self._learner, "asked a worker of spsa for what it does not do"
+        return self._learner
+
+    @property
+    def sampler(self) -> Sampler:
+        """Of a peer whose trainer is spsa."""
+        assert self._sampler, "asked a worker for scalars that has none"
+        return self._sampler
+
+    @property
+    def saved(self) -> Saved:
+        """The newest state that others may start from."""
+        return self._sampler.learner.save() if self._sampler else self._saved
+
+    @property
+    def state_bytes(self) -> int:
+        """Of it, on its way."""
+        return (self._sampler or self).learner.state_bytes
+
+    @property
+    def round(self) -> Round:
+        """Of the newest state."""
+        return self._sampler.learner.round if self._sampler else self._saved.round
+
+    def start(self, saved: Saved | None) -> None:
+        """Begin at round 0, or where another peer is."""
+        if saved:
+            self._load(saved)
+        self._clock.after(0.0, self._resume)
 
     def crash(self) -> None:
         """Lose all that is under way, and come back from the newest saved state."""
@@ -121,16 +182,60 @@ class Worker:
             self._clock.after(0.0, self._tell, SnapshotFailed("the worker crashed"))
         if self._applying:
             self._clock.after(0.0, self._tell, OuterFailed("the worker crashed"))
+        if self._sampler:
+            sampling, adding = self._sampler.drop()
+            self._sampler.is_down = True
+            if sampling:
+                self._clock.after(0.0, self._tell, InnerFailed("the worker crashed"))
+            if adding:
+                self._clock.after(0.0, self._tell, OuterFailed("the worker crashed"))
         self._training = self._encoding = self._applying = None
+        self.still.since = None
         self._down += 1
         self._clock.after(self._speed.restart_s, self._restart)
+
+    @property
+    def is_down(self) -> bool:
+        """Between its death and its return."""
+        return self._down > 0
+
+    def take_over(self, saved: Saved) -> None:
+        """Drop what is under way, and go on from the saved state of another peer."""
+        self._training = self._encoding = self._applying = None
+        if self._sampler:
+            self._sampler.drop()
+            saved = replace(saved, round=self.round)  # spsa: a peer's own steps are its own
+        self._load(saved)
+        self._resume()
+
+    def is_behind(self, other: Saved) -> bool:
+        """Whether the other state is of a later round, or of this one and another."""
+        mine = self.saved
+        if self._sampler or mine.round == other.round:  # spsa: rounds say nothing of sums
+            return mine.weights != other.weights
+        return mine.round < other.round
 
     def _restart(self) -> None:
         self._down -= 1
         if not self._down:
-            self._steps = 0
-            self.learner.load(self.saved)
-            self._tell(Resumed(self.round))
+            if self._sampler:
+                self._sampler.is_down = False
+            self._load(self.saved)
+            self._resume()
+
+    def _load(self, saved: Saved) -> None:
+        self._steps = 0
+        if self._sampler:
+            self._sampler.learner.load(saved)
+        else:
+            self._saved = saved
+            self.learner.load(saved.state)
+
+    def _resume(self) -> None:
+        if self.still.since is None:
+            self.still.since = self._clock.now
+        saved = self.saved
+        self._tell(Resumed(saved.round, saved.weights, saved.horizon))
 
     # --- training ---------------------------------------------------------------------------
 
@@ -140,10 +245,13 @@ class Worker:
         if self._down:
             self._clock.after(0.0, self._tell, InnerFailed("the worker is down"))
             return
+        self.still.end(self._clock.now)
         self._train_until(_Training(round, self._clock.now, max(steps, self._steps)))
 
     def close_inner(self) -> None:
         """Stop at the next step boundary; nothing to do for a worker that stands there."""
+        if self._sampler:
+            self._sampler.close()
         training = self._training
         if training:
             self._catch_up()
@@ -168,6 +276,7 @@ class Worker:
         if self._training is training:  # else closed earlier, or crashed
             self._make(training.round, training.end - self._steps)
             self._training = None
+            self.still.since = self._clock.now
             tokens = self._steps * self._speed.tokens_per_step
             self._tell(InnerDone(self._steps, tokens))
 
@@ -178,7 +287,7 @@ class Worker:
 
     # --- outer work -------------------------------------------------------------------------
 
-    def snapshot(self, round: Round) -> None:
+    def snapshot(self, round: Round, fragment: int) -> None:
         """Encode the weights of now."""
         assert not self._training, "asked for a snapshot while training"
         assert not self._encoding, "asked for two snapshots at once"
@@ -186,9 +295,9 @@ class Worker:
         if self._down:
             self._clock.after(0.0, self._tell, SnapshotFailed("the worker is down"))
             return
-        digest, size_bytes, content = self.learner.snapshot(round)
+        digest, size_bytes, content = self.learner.snapshot(round, fragment)
         self._steps = 0
-        self._encoding = _Encoding(SnapshotDone(round, digest, size_bytes), content)
+        self._encoding = _Encoding(SnapshotDone(round, fragment, digest, size_bytes), content)
         self._clock.after(self._speed.snapshot_s, self._snapshot_ends, self._encoding)
 
     def _snapshot_ends(self, encoding: _Encoding) -> None:
@@ -198,7 +307,7 @@ class Worker:
             self._tell(encoding.done)
 
     def apply_outer(self, effect: ApplyOuter) -> None:
-        """Take an outer step with payloads that are held."""
+        """Take an outer step with payloads that are held, perhaps while training."""
         assert not self._applying, "asked for two outer steps at once"
         if self._down:
             self._clock.after(0.0, self._tell, OuterFailed("the worker is down"))
@@ -207,16 +316,20 @@ class Worker:
         self._clock.after(self._speed.outer_s, self._outer_ends, effect)
 
     def _outer_ends(self, effect: ApplyOuter) -> None:
-        if self._applying is effect:
-            self._applying = None
-            self._catch_up()
-            assert effect.mine in self.held, "our payload was released before the outer step"
-            assert effect.theirs is None or effect.theirs in self.held, "theirs was released"
-            theirs = self.held[effect.theirs] if effect.theirs else None
-            try:
-                self.learner.outer(self.held[effect.mine], theirs, effect.my_weight)
-            except Malformed as error:
-                self._tell(OuterRefused(str(error)))
-                return
-            self.round, self.saved = effect.round, self.learner.save()
-            self._tell(OuterDone(effect.round))
+        if self._applying is not effect:
+            return  # the worker crashed, or took over another state
+        self._applying = None
+        self._catch_up()
+        assert effect.mine is None or effect.mine in self.held, "our payload was released too early"
+        missing = [share for share in effect.shares if share.digest not in self.held]
+        assert not missing, "shares were released before the outer step, or never fetched"
+        contents = {share.digest: self.held[share.digest] for share in effect.shares}
+        try:
+            self.learner.outer(effect, contents)
+        except Refused as error:
+            self._tell(OuterRefused(error.culprit, error.reason))
+            return
+        if effect.mine is None and not effect.shares:
+            self._steps = 0  # local: nothing was exchanged, the next round begins
+        self._saved = Saved(effect.round, self.learner.weights(), self.learner.save())
+        self._tell(OuterDone(effect.round, self._saved.weights))

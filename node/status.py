@@ -6,21 +6,26 @@ Pure reading: nothing here changes anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from crdt.schema import Content
-from node import worker_wire as wire
 from node.api import PeerStatus, Status
+from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
 from node.member import Member
 from node.p2p.counters import Traffic
+from node.snapshots import snapshot_files
 from node.telemetry import Rounds, Waits
 from protocol import codec, rpc
+from protocol.envelope import SIGNATURE_BYTES
+from protocol.fragments import num_parameters
 from protocol.frame import answer_bytes, request_bytes
 from protocol.ids import PeerId, RunId
-from protocol.payload import num_parameters, payload_bytes
+from protocol.labels import payload_sizes
+from protocol.messages import SignedMessage
 from protocol.spec import RunSpec
+from protocol.spsa import FRAME_BYTES, Frames
 
 PAYLOAD = rpc.Kind.PAYLOAD.value
 
@@ -41,10 +46,12 @@ def status_of(
     spec = training.spec if training else None
     progress = training.learner.progress if training else None
     wait = waits.current
-    snapshots = wire.snapshot_files(directory.worker)
+    scalars = training.exchange.scalars if training else ScalarTraffic()
+    heard = member.services.heard if member and member.services else 0
+    snapshots = snapshot_files(directory.worker)
     rounds = journal.rounds if journal else Rounds()
-    fetched = training.exchange.fetched if training else 0
-    served = member.services.served if member and member.services else 0
+    fetched = training.exchange.fetched if training else {}
+    served = member.services.served if member and member.services else {}
     return Status(
         peer=peer,
         run=member.held.run.hex() if member else "",
@@ -58,7 +65,7 @@ def status_of(
         rounds=spec.rounds if spec else 0,
         inner_step=progress.inner_step if progress else 0,
         step_in_round=progress.step_in_round if progress else 0,
-        inner_steps=spec.trainer.inner_steps if spec else 0,
+        inner_steps=spec.round_steps(journal.round) if spec and journal else 0,
         loss=progress.loss if progress else 0.0,
         tokens_per_s=progress.tokens_per_s if progress else 0.0,
         partner=journal.partner if journal else None,
@@ -72,10 +79,7 @@ def status_of(
             "end": training.val_end if training else None,
         },
         bytes={"up": traffic.up, "down": traffic.down},
-        closed_form={
-            "up": closed_form(spec, answers=served, requests=fetched),
-            "down": closed_form(spec, answers=fetched, requests=served),
-        },
+        closed_form=closed_form(spec, sent=served, asked=fetched, scalars=scalars, heard=heard),
         parameters=num_parameters(spec.model) if spec else 0,
         members=1 + len(member.presence.live()) if member else 0,
         records=member.records.root().hex() if member and member.records else "",
@@ -118,18 +122,42 @@ def consensus(spreads: list[float]) -> float | None:
     return sum(spreads) / len(spreads) if spreads else None
 
 
-def closed_form(spec: RunSpec | None, *, answers: int, requests: int) -> dict[str, int]:
-    """Bytes one way of so many payloads and of so many requests for one, with their frames.
+def closed_form(
+    spec: RunSpec | None,
+    *,
+    sent: Mapping[int, int],
+    asked: Mapping[int, int],
+    scalars: ScalarTraffic,
+    heard: int,
+) -> dict[str, int]:
+    """Bytes sent as payload, by the formula, with their frames.
 
     An exchange that is made is one payload and one request each way; one that is given up may
     be, too, and is counted by what crossed.
+
+    Args:
+        sent: payloads by length; lengths that are none of this run's count nothing.
+        asked: payloads that were asked for, by length.
+        scalars: what was sent of an spsa run's scalars.
+        heard: messages with scalars that were received, each of which is answered.
     """
     if spec is None:
         return {PAYLOAD: 0}
-    size = payload_bytes(spec.trainer.codec, num_parameters(spec.model))
+    sizes = set(payload_sizes(spec)) - {0}
     call = rpc.FetchCall(RunId(bytes(32)), spec.data.tokenizer.digest)
-    asked = request_bytes(rpc.FETCH.name, len(codec.encode(call)))
-    return {PAYLOAD: answers * answer_bytes(size) + requests * asked}
+    request = request_bytes(rpc.FETCH.name, len(codec.encode(call)))
+    payloads = sum(answer_bytes(size) * sent.get(size, 0) for size in sizes)
+    requests = request * sum(asked.get(size, 0) for size in sizes)
+    return {PAYLOAD: payloads + requests + scalar_bytes(scalars, heard)}
+
+
+def scalar_bytes(sent: ScalarTraffic, heard: int) -> int:
+    """The same of an spsa run's scalars."""
+    message = SignedMessage(codec.encode(Frames((), False)), bytes(SIGNATURE_BYTES))
+    call = codec.encode(rpc.RoundCall(RunId(bytes(32)), message))
+    each = request_bytes(rpc.SCALARS.name, len(call))
+    done = answer_bytes(len(codec.encode(rpc.Done())))
+    return sent.messages * each + sent.frames * FRAME_BYTES + sent.scalars + heard * done
 
 
 def blobs(directory: DataDir, spec: RunSpec | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from protocol.ids import PeerId, short
-from trainers.machine import Closed
+from trainers.effects import Closed
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Rounds:
 
     def count(self, effect: Closed) -> None:
         self.closed += 1
-        if effect.exchange is not None:
+        if effect.receipt is not None:
             self.made += 1
         elif effect.half:
             self.half += 1

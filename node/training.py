@@ -21,14 +21,15 @@ from node import worker_wire as wire
 from node.arena import Arena, ArenaFull
 from node.driver import Driver
 from node.exchange import Exchange
-from node.journal import Journal, Worker
+from node.journal import Journal, Worker, resumed
 from node.learner import Learner, StartRefused
-from protocol.errors import PeerError, WorkerLost
-from protocol.ids import PeerId, Round, short
+from protocol.envelope import Signer
+from protocol.errors import PeerError, PeerUnavailable, WorkerLost
+from protocol.ids import PeerId, short
 from protocol.messages import Checkpoint, Decision, Presence
 from protocol.spec import RunSpec
-from trainers.machine import DecisionsSeen, MembersChanged, Received, Resumed
-from trainers.noloco import Noloco
+from trainers.events import DecisionsSeen, MembersChanged, Received
+from trainers.machines import machine_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Training:
         self,
         *,
         spec: RunSpec,
-        me: PeerId,
+        signer: Signer,
+        boot: bytes,
         setup: wire.Setup,
         socket_path: Path,
         arena: Arena,
@@ -77,7 +79,7 @@ class Training:
         self.exchange = exchange
         self.val_start: float | None = None
         self.val_end: float | None = None
-        self._me = me
+        self._me = signer.peer
         self._arena = arena
         self._live = live
         self._fetch_checkpoint = fetch_checkpoint
@@ -90,7 +92,7 @@ class Training:
         self._asked: asyncio.Future[Checkpoint | None] | None = None
         """The answer to all who ask now for a checkpoint that is still to be made."""
         self._is_asked = asyncio.Event()
-        self._resumed: asyncio.Queue[Round] = asyncio.Queue(1)
+        self._resumed: asyncio.Queue[wire.Ready] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
         self.learner = Learner(
             setup,
@@ -101,14 +103,8 @@ class Training:
             waits=journal.waits,
         )
         self._driver = Driver(
-            Noloco(
-                me,
-                spec.trainer,
-                run=spec.run,
-                rounds=spec.rounds,
-                max_tokens=spec.trainer.inner_steps * spec.inner.batch * spec.model.context,
-            ),
-            learner=Worker(self.learner, journal),
+            machine_of(spec, signer, boot),
+            learner=Worker(self.learner, journal, self._go_over_to),
             network=exchange,
             journal=journal,
             clock=clock,
@@ -126,8 +122,8 @@ class Training:
             tasks.create_task(self._export_when_asked(), name="exports")
             await self._train(tasks, await self._weights(is_new))
 
-    async def _train(self, tasks: asyncio.TaskGroup, round: Round) -> None:
-        self.journal.round = round
+    async def _train(self, tasks: asyncio.TaskGroup, ready: wire.Ready) -> None:
+        round = self.journal.round = ready.round
         if round == 0 and self.spec.creator == self._me:
             self.val_start = await self._evaluate()
         self.journal.enter("starting")
@@ -136,7 +132,7 @@ class Training:
         self.journal.enter("training")
         tasks.create_task(self._tell_driver(), name="members")
         tasks.create_task(self._tell_resumed(), name="resumed")
-        await self._driver.post(Resumed(round))
+        await self._driver.post(resumed(ready))
         await self.journal.ended.wait()
         self.val_end = await self._evaluate()
 
@@ -202,7 +198,7 @@ class Training:
 
     # --- the way to the first round ---------------------------------------------------------
 
-    async def _weights(self, is_new: bool) -> Round:
+    async def _weights(self, is_new: bool) -> wire.Ready:
         """Something to start from: our snapshot, a member's weights, or the run's seed."""
         if is_new:
             return await self.learner.start(wire.StartFresh())
@@ -216,9 +212,10 @@ class Training:
         while True:
             donors = [p for p in self._live() if p.state in HAS_WEIGHTS]
             for donor in sorted(donors, key=lambda p: p.round, reverse=True):
-                round = await self._weights_of(donor.peer)
-                if round is not None:
-                    return round
+                try:
+                    return await self._weights_of(donor.peer, self.learner.start)
+                except PeerError as error:
+                    log.info("no weights from there: %s", error)
             if any(presence.round > 0 for presence in self._live()):
                 alone_since = self._clock()
             elif self._clock() - alone_since > patience_s:
@@ -227,22 +224,28 @@ class Training:
             with self.journal.waits.on("a member with weights", "any member", AGAIN_S):
                 await asyncio.sleep(AGAIN_S)
 
-    async def _weights_of(self, donor: PeerId) -> Round | None:
-        """Start from the donor's slow weights and momentum; None if that came to nothing."""
+    async def _weights_of(
+        self, donor: PeerId, take: Callable[[wire.StartFromCheckpoint], Awaitable[wire.Ready]]
+    ) -> wire.Ready:
+        """Start from, or go over to, the donor's slow weights and momentum.
+
+        Raises:
+            PeerError: it has none, is gone, or what it gave cannot be used.
+        """
+        checkpoint = await self._fetch_checkpoint(donor)
         try:
-            checkpoint = await self._fetch_checkpoint(donor)
-        except PeerError as error:
-            log.info("no weights from there: %s", error)
-            return None
-        try:
-            round = await self.learner.start(wire.StartFromCheckpoint(checkpoint))
+            ready = await take(wire.StartFromCheckpoint(checkpoint))
         except StartRefused as error:
             log.warning("weights refused: donor=%s reason=%s", short(donor), error)
-            return None
+            raise PeerUnavailable(donor, str(error)) from error
         finally:
             self._arena.release(checkpoint.digest)
-        log.info("weights taken: donor=%s round=%d", short(donor), round)
-        return round
+        log.info("weights taken: donor=%s round=%d", short(donor), ready.round)
+        return ready
+
+    async def _go_over_to(self, source: PeerId) -> wire.Ready:
+        """For a trainer that has fallen behind."""
+        return await self._weights_of(source, self.learner.take_over)
 
     async def _members(self) -> None:
         """Wait until enough members have weights, the run has begun, or the deadline."""
@@ -282,16 +285,16 @@ class Training:
             await self._news.wait()
             self._news.clear()
 
-    def _on_resumed(self, round: Round) -> None:
+    def _on_resumed(self, ready: wire.Ready) -> None:
         if self._resumed.full():
             self._resumed.get_nowait()
-        self._resumed.put_nowait(round)
+        self._resumed.put_nowait(ready)
 
     async def _tell_resumed(self) -> None:
         while True:
-            round = await self._resumed.get()
-            self.journal.resumed(round)
-            await self._driver.post(Resumed(round))
+            ready = await self._resumed.get()
+            self.journal.resumed(ready.round)
+            await self._driver.post(resumed(ready))
 
     async def _evaluate(self) -> float | None:
         try:

@@ -26,15 +26,23 @@ from typing import NoReturn, assert_never
 
 import torch
 
+from node import worker_spsa
 from node import worker_wire as wire
-from node.worker_files import Fast, NoSnapshot, Slow, load_newest, read_slow
+from node.worker_files import NoSnapshot, load_newest
 from node.worker_link import Link
-from node.worker_session import Materials, Session, initial_slow
+from node.worker_session import (
+    Materials,
+    Session,
+    from_checkpoint,
+    initial_slow,
+)
+from node.worker_shared import split_moments
+from node.worker_spsa import SpsaSession
+from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
-from protocol.ids import RunId
-from protocol.messages import Checkpoint
-from protocol.payload import num_parameters
+from protocol.fragments import num_parameters
 from trainers.inner import Moments
+from trainers.state import Fast, Slow
 
 REASON_CHARS = 300
 """Of what torch says when it fails; the whole is in the log."""
@@ -60,49 +68,58 @@ def serve(link: Link) -> None:
         return
     link.answer(id, wire.Prepared(len(materials.tokens_N)))
     while (received := link.receive()) is not None:
-        id, start, fd = received
+        id, start, fds = received
         if not isinstance(start, wire.Start):
             link.answer(id, wire.Failed(f"{type(start).__name__} before a start"))
             continue
         try:
-            slow, fast, note = _started(start, fd, materials, Path(setup.directory))
-        except (Malformed, NoSnapshot, OSError) as error:
+            session, ready = _session(link, setup, materials, start, fds)
+        except (Malformed, ValueError, NoSnapshot, OSError) as error:
             link.answer(id, wire.Failed(str(error)))
             continue
-        session = Session(link, setup, materials, slow, fast)
-        link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), note))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        link.answer(id, ready)
         session.serve()
         return
 
 
+def _session(
+    link: Link,
+    setup: wire.Setup,
+    materials: Materials,
+    start: wire.Start,
+    fds: tuple[int, ...],
+) -> tuple[Session | SpsaSession, wire.Ready]:
+    """The started worker, and where it stands."""
+    directory = Path(setup.directory)
+    if isinstance(materials.spec.trainer, SpsaConfig):
+        saved, note = worker_spsa.started(start, fds, materials, directory)
+        spsa = SpsaSession(link, setup, materials, saved)
+        return spsa, spsa.ready(note)
+    slow, fast, note = _started(start, fds, materials, directory)
+    session = Session(link, setup, materials, slow, fast)
+    return session, wire.Ready(slow.round, fast.inner_step, slow.digest(), note)
+
+
 def _started(
-    start: wire.Start, fd: int | None, materials: Materials, directory: Path
+    start: wire.Start, fds: tuple[int, ...], materials: Materials, directory: Path
 ) -> tuple[Slow, Fast, str]:
     """Where the worker begins, and a note."""
     count = num_parameters(materials.spec.model)
+    moments = None
     match start:
         case wire.StartFresh():
             slow = initial_slow(materials.spec)
         case wire.StartFromDisk():
             return load_newest(directory, materials.run, count)
         case wire.StartFromCheckpoint(checkpoint):
-            slow = _from_checkpoint(checkpoint, fd, materials.run, count)
+            slow, moments = split_moments(from_checkpoint(checkpoint, fds, materials))
         case _:
             assert_never(start)
     none = Moments(torch.zeros(count), torch.zeros(count), 0)
-    return slow, Fast(slow.phi_P.clone(), none, 0, 0), ""
-
-
-def _from_checkpoint(checkpoint: Checkpoint, fd: int | None, run: RunId, count: int) -> Slow:
-    if fd is None:
-        raise Malformed("no checkpoint came with the command")
-    try:
-        slow = read_slow(Path(f"/proc/self/fd/{fd}"), run, count)
-    finally:
-        os.close(fd)
-    if slow.round != checkpoint.round or slow.digest() != checkpoint.weights:
-        raise Malformed("a checkpoint of another round or with other weights than it says")
-    return slow
+    return slow, Fast(slow.phi_P.clone(), moments or none, 0, 0), ""
 
 
 def main() -> NoReturn:

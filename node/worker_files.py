@@ -1,8 +1,9 @@
 """Snapshots on disk and checkpoints in flight: safetensors, written whole or not at all.
 
 A snapshot is all that a worker needs to go on: slow weights phi, outer momentum delta, fast
-weights theta, AdamW's moments, counters, and the digest of the run's spec.  A checkpoint is
-the part that a joiner starts from: phi and delta.  Both carry their numbers as one line of
+weights theta, AdamW's moments, counters, the digest of the run's spec, and what else the trainer
+keeps ("shared.NAME", "own.NAME").  A checkpoint is the part that a joiner starts from: phi,
+delta and what is shared.  Both carry their numbers as one line of
 JSON in the file's metadata (one key only: several would come in random order, and equal
 states would have different bytes).
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -23,42 +24,22 @@ import torch
 from safetensors.torch import save as serialized
 from torch import Tensor
 
-from node.worker_wire import snapshot_files
+from node.snapshots import snapshot_files
 from protocol.check import integer
 from protocol.errors import Malformed
-from protocol.ids import Digest, Round, RunId, digest_of, short
-from protocol.messages import MAX_ROUND
+from protocol.ids import Round, RunId, short
+from protocol.limits import MAX_ROUND
 from trainers.inner import Moments
+from trainers.state import Fast, Slow
 
 FILES_KEPT = 2
 """The newest, and one more should its disk block be bad."""
 METADATA_KEY = "shoal"
 MAX_STEPS = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """Slow weights and outer momentum at the start of `round`, float32 (P,)."""
-
-    round: Round
-    phi_P: Tensor
-    delta_P: Tensor
-
-    def digest(self) -> Digest:
-        """The name of the slow weights alone, float32 little endian."""
-        return digest_of(self.phi_P.cpu().numpy().data.cast("B"))
-
-
-@dataclass(frozen=True, slots=True)
-class Fast:
-    """Fast weights, float32 (P,), AdamW's state, and how far this peer has come."""
-
-    theta_P: Tensor
-    moments: Moments
-    inner_step: int
-    """Inner steps made in the run: the next one draws the batch of this number."""
-    step_in_round: int
-    """Of these, since the snapshot of the round before."""
+SHARED = "shared."
+OWN = "own."
+MAX_KEPT = 4
+"""Of each kind: a trainer keeps two at most."""
 
 
 class NoSnapshot(Exception):
@@ -71,9 +52,8 @@ def save_snapshot(directory: Path, run: RunId, slow: Slow, fast: Fast) -> Path:
     Raises:
         OSError: the disk is full or away; the older files are as they were.
     """
-    tensors = {
-        "phi": slow.phi_P,
-        "delta": slow.delta_P,
+    tensors = _slow_tensors(slow) | {
+        **{f"{OWN}{name}": kept for name, kept in slow.own.items()},
         "theta": fast.theta_P,
         "first": fast.moments.first_P,
         "second": fast.moments.second_P,
@@ -85,10 +65,15 @@ def save_snapshot(directory: Path, run: RunId, slow: Slow, fast: Fast) -> Path:
         "moment_steps": fast.moments.steps,
     }
     path = directory / f"snapshot-{slow.round:08d}-{fast.inner_step:013d}.safetensors"
-    _write(path, _serialized(run, tensors, numbers))
+    write_whole(path, _serialized(run, tensors, numbers))
+    keep_newest(directory)
+    return path
+
+
+def keep_newest(directory: Path) -> None:
+    """Remove the snapshots that nobody needs any more."""
     for old in snapshot_files(directory)[FILES_KEPT:]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def load_newest(directory: Path, run: RunId, count: int) -> tuple[Slow, Fast, str]:
@@ -111,10 +96,20 @@ def load_newest(directory: Path, run: RunId, count: int) -> tuple[Slow, Fast, st
     raise NoSnapshot(f"no usable snapshot in {directory}: {'; '.join(notes)}")
 
 
+def read_weights(path: Path, run: RunId, count: int) -> tuple[Round, Tensor]:
+    """The slow weights in a snapshot of any trainer, and their round.
+
+    Raises:
+        Malformed: broken, of another run or another model.
+        OSError: it cannot be read.
+    """
+    tensors, numbers = _read(path, run, count, ("phi",))
+    return Round(number(numbers, "round", MAX_ROUND)), tensors["phi"]
+
+
 def checkpoint_bytes(run: RunId, slow: Slow) -> bytes:
     """The blob that a joiner starts from; equal states give equal bytes."""
-    tensors = {"phi": slow.phi_P, "delta": slow.delta_P}
-    return _serialized(run, tensors, {"round": slow.round})
+    return _serialized(run, _slow_tensors(slow), {"round": slow.round})
 
 
 def read_slow(path: Path, run: RunId, count: int) -> Slow:
@@ -125,29 +120,38 @@ def read_slow(path: Path, run: RunId, count: int) -> Slow:
         OSError: it cannot be read.
     """
     tensors, numbers = _read(path, run, count, ("phi", "delta"))
-    return _slow(tensors, numbers)
+    return replace(_slow(tensors, numbers), own={})  # whoever made it, it is not us
 
 
 def _load(path: Path, run: RunId, count: int) -> tuple[Slow, Fast]:
     tensors, numbers = _read(path, run, count, ("phi", "delta", "theta", "first", "second"))
     moments = Moments(
-        tensors["first"], tensors["second"], _number(numbers, "moment_steps", MAX_STEPS)
+        tensors["first"], tensors["second"], number(numbers, "moment_steps", MAX_STEPS)
     )
     fast = Fast(
         tensors["theta"],
         moments,
-        _number(numbers, "inner_step", MAX_STEPS),
-        _number(numbers, "step_in_round", MAX_STEPS),
+        number(numbers, "inner_step", MAX_STEPS),
+        number(numbers, "step_in_round", MAX_STEPS),
     )
     return _slow(tensors, numbers), fast
 
 
 def _slow(tensors: dict[str, Tensor], numbers: dict[str, object]) -> Slow:
-    round = Round(_number(numbers, "round", MAX_ROUND))
-    return Slow(round, tensors["phi"], tensors["delta"])
+    round = Round(number(numbers, "round", MAX_ROUND))
+    shared, own = (
+        {name.removeprefix(kind): kept for name, kept in tensors.items() if name.startswith(kind)}
+        for kind in (SHARED, OWN)
+    )
+    return Slow(round, tensors["phi"], tensors["delta"], shared, own)
 
 
-def _number(numbers: dict[str, object], name: str, most: int) -> int:
+def _slow_tensors(slow: Slow) -> dict[str, Tensor]:
+    shared = {f"{SHARED}{name}": kept for name, kept in slow.shared.items()}
+    return {"phi": slow.phi_P, "delta": slow.delta_P, **shared}
+
+
+def number(numbers: dict[str, object], name: str, most: int) -> int:
     value = numbers.get(name)
     try:
         integer(name, value, 0, most)
@@ -177,16 +181,24 @@ def _read(
             if missing:
                 raise Malformed(f"without {', '.join(sorted(missing))}")
             tensors = {name: _vector(file, name, count) for name in names}
+            kept = [name for name in file.keys() if name.startswith((SHARED, OWN))]  # noqa: SIM118
+            if len(kept) > 2 * MAX_KEPT:
+                raise Malformed(f"{len(kept)} vectors beside the weights, at most {2 * MAX_KEPT}")
+            tensors |= {name: _vector(file, name, count, least=1) for name in sorted(kept)}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise error if isinstance(error, Malformed) else Malformed(f"broken: {error}") from error
     return tensors, numbers
 
 
-def _vector(file: safetensors.safe_open, name: str, count: int) -> Tensor:
+def _vector(
+    file: safetensors.safe_open, name: str, count: int, *, least: int | None = None
+) -> Tensor:
+    """A vector of `count` finite numbers; with `least` it may have fewer."""
     # A stranger chose the sizes: look before reading.
     part = file.get_slice(name)  # type: ignore[no-untyped-call]
-    if part.get_dtype() != "F32" or part.get_shape() != [count]:
-        raise Malformed(f"{name} is {part.get_dtype()} {part.get_shape()}, expected F32 [{count}]")
+    dtype, shape = part.get_dtype(), part.get_shape()
+    if dtype != "F32" or len(shape) != 1 or not (least or count) <= shape[0] <= count:
+        raise Malformed(f"{name} is {dtype} {shape}, expected F32 [{count}]")
     mapped_P: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
     vector_P = mapped_P.clone()
     if not torch.isfinite(vector_P).all():
@@ -194,7 +206,7 @@ def _vector(file: safetensors.safe_open, name: str, count: int) -> Tensor:
     return vector_P
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Replace the file: all of it or nothing, and on disk when this returns."""
     beside = path.with_suffix(".tmp")
     try:

@@ -13,11 +13,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from node import worker_wire as wire
+from node.worker_wire_spsa import AddScalars, NameSum, Sample
 from protocol.errors import ConfigError, Malformed, WorkerLost
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ DEADLINE_S: dict[type[wire.Command], float] = {
     wire.StartFresh: 120.0,
     wire.StartFromDisk: 120.0,
     wire.StartFromCheckpoint: 120.0,
+    Sample: 300.0,
+    AddScalars: 120.0,
+    NameSum: 120.0,
     wire.RunInner: 300.0,  # since anything was heard: no inner step should take minutes
     wire.Snapshot: 120.0,
     wire.ApplyOuter: 120.0,
@@ -55,7 +59,7 @@ class WorkerLife:
         self._process: asyncio.subprocess.Process | None = None
         self._link: socket.socket | None = None
         self._next_id = wire.NO_ID + 1
-        self._waiting: dict[int, asyncio.Future[tuple[wire.Event, int | None]]] = {}
+        self._waiting: dict[int, asyncio.Future[tuple[wire.Event, tuple[int, ...]]]] = {}
         """As many as there are calls under way: a handful."""
         self._heard = 0
         """Packets received."""
@@ -98,21 +102,21 @@ class WorkerLife:
         asyncio.get_running_loop().add_reader(self._link, self._on_readable)
 
     async def call(
-        self, command: wire.Command, *, fd: int | None = None
-    ) -> tuple[wire.Event, int | None]:
-        """The answer to `command` and its descriptor, which is the caller's.
+        self, command: wire.Command, *, fds: Sequence[int] = ()
+    ) -> tuple[wire.Event, tuple[int, ...]]:
+        """The answer to `command` and its descriptors, which are the caller's.
 
         Args:
-            fd: goes with the command and stays the caller's.
+            fds: go with the command and stay the caller's.
 
         Raises:
             WorkerLost: it died, or the command's deadline passed, whereupon it is lost.
         """
         deadline_s = DEADLINE_S[type(command)]
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[wire.Event, int | None]] = loop.create_future()
+        answer: asyncio.Future[tuple[wire.Event, tuple[int, ...]]] = loop.create_future()
         id, self._next_id = self._next_id, self._next_id + 1
-        self._send(wire.ToWorker(id, command), fd)
+        self._send(wire.ToWorker(id, command), fds)
         self._waiting[id] = answer
         try:
             waited, heard = 0, self._heard
@@ -132,12 +136,10 @@ class WorkerLife:
         finally:
             del self._waiting[id]
 
-    async def ask(
-        self, command: wire.Command, kind: type[E], *, fd: int | None = None
-    ) -> tuple[E, int | None]:
+    async def ask(self, command: wire.Command, kind: type[E]) -> tuple[E, tuple[int, ...]]:
         """`call`, where only an answer of `kind` will do: after any other the worker is lost."""
-        event, answer_fd = await self.call(command, fd=fd)
-        return self.expect(command, event, kind), answer_fd
+        event, fds = await self.call(command)
+        return self.expect(command, event, kind), fds
 
     def expect(self, command: wire.Command, event: wire.Event, kind: type[E]) -> E:
         """`event`, which has to be of `kind`.
@@ -154,7 +156,7 @@ class WorkerLife:
     def tell(self, command: wire.Command) -> None:
         """Send a command that has no answer; lost with a worker that is."""
         try:
-            self._send(wire.ToWorker(wire.NO_ID, command), None)
+            self._send(wire.ToWorker(wire.NO_ID, command), ())
         except WorkerLost as lost:
             log.info("not told: command=%s reason=%s", type(command).__name__, lost)
 
@@ -203,11 +205,11 @@ class WorkerLife:
         self.lose("ended early" if ended_early else f"not connected within {SPAWN_S:g} s")
         raise WorkerLost(self.lost.result())
 
-    def _send(self, packet: wire.ToWorker, fd: int | None) -> None:
+    def _send(self, packet: wire.ToWorker, fds: Sequence[int]) -> None:
         if self._link is None or self.lost.done():
             raise WorkerLost(self.lost.result() if self.lost.done() else "not connected")
         try:
-            wire.send(self._link, packet, fd)
+            wire.send(self._link, packet, fds)
         except OSError as error:  # BlockingIOError: it has long not read its commands
             self.lose(f"takes no commands: {error}")
             raise WorkerLost(self.lost.result()) from error
@@ -227,14 +229,14 @@ class WorkerLife:
             loop.remove_reader(self._link)
             self.lose(self._last_words or "the process ended")
             return
-        packet, fd = received
+        packet, fds = received
         self._heard += 1
         answer = self._waiting.get(packet.id)
         if answer and not answer.done():
-            answer.set_result((packet.body, fd))
+            answer.set_result((packet.body, fds))
             return
-        if fd is not None:
-            os.close(fd)  # nobody waits for this answer any more
+        for fd in fds:  # nobody waits for this answer any more
+            os.close(fd)
         if isinstance(packet.body, wire.Failed):
             self._last_words = packet.body.reason
         elif packet.id == wire.NO_ID:

@@ -18,15 +18,15 @@ class Link:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(path)
 
-    def receive(self) -> tuple[int, wire.Command, int | None] | None:
+    def receive(self) -> tuple[int, wire.Command, tuple[int, ...]] | None:
         """The next command, or None when the node is gone."""
         received = wire.receive(self._socket, wire.ToWorker)
         return None if received is None else (received[0].id, received[0].body, received[1])
 
-    def answer(self, id: int, event: wire.Event, fd: int | None = None) -> None:
+    def answer(self, id: int, event: wire.Event, *fds: int) -> None:
         """Send it; a node that is gone is noticed by who receives."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            wire.send(self._socket, wire.FromWorker(id, event), fd)
+            wire.send(self._socket, wire.FromWorker(id, event), fds)
 
     def hand_over(self, id: int, event: wire.Event, memory: SealableMemory) -> None:
         """Send an answer and its memory, which is the node's from then on."""

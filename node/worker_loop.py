@@ -19,12 +19,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from node.worker_files import Fast
 from node.worker_wire import InnerDone, Progress
+from protocol.algorithms import SyncConfig
 from protocol.ids import PeerId, Round
 from protocol.spec import RunSpec
 from trainers import data
-from trainers.inner import Inner, lr_at
+from trainers.inner import Inner, lr_in
+from trainers.state import Fast
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ class TrainingLoop(threading.Thread):
         self._peer = peer
         self._tokens_N = tokens_N
         self._report = report
+        self._averages_gradients = isinstance(spec.trainer, SyncConfig)
+        """The optimizer steps with the mean gradient, which is an outer step's business."""
         self._inner = Inner(spec.model, spec.inner, fast.theta_P.clone())
         self._inner.restore(fast.moments)
         self._inner_step = fast.inner_step
@@ -80,12 +83,19 @@ class TrainingLoop(threading.Thread):
         self._jobs.put(self._reach_goal)
 
     def take_snapshot(self) -> tuple[Tensor, int]:
-        """A copy of the fast weights, and the steps since the last one; counts anew."""
+        """A copy of the fast weights (sync: of the gradient), and the steps since the last one.
+
+        Counts anew from here.
+        """
         return self._at_boundary(self._take_snapshot)
 
-    def shift(self, shift_P: Tensor) -> Fast:
-        """Add to the fast weights (an exchange closed); a copy of all that is here."""
-        return self._at_boundary(lambda: self._shift(shift_P))
+    def merge(self, merge: Callable[[Inner], None]) -> Fast:
+        """Let an outer step change the fast weights; a copy of all that is here then."""
+        return self._at_boundary(lambda: self._merge(merge))
+
+    def go_over_to(self, fast: Fast) -> Fast:
+        """Train from these weights on; the goal of before is given up."""
+        return self._at_boundary(lambda: self._go_over_to(fast))
 
     def state(self) -> Fast:
         """A copy of all that is here."""
@@ -117,9 +127,12 @@ class TrainingLoop(threading.Thread):
             context=self._spec.model.context,
         )
         device = self._inner.theta_P.device
-        progress = goal.round + (self._step_in_round + 1) / goal.steps
-        lr = lr_at(config, progress, self._spec.rounds)
-        self._loss += self._inner.step(inputs_BT.to(device), targets_BT.to(device), lr)
+        inputs_BT, targets_BT = inputs_BT.to(device), targets_BT.to(device)
+        if self._averages_gradients:
+            self._loss += self._inner.backward(inputs_BT, targets_BT)
+        else:
+            lr = lr_in(self._spec, goal.round, self._step_in_round)
+            self._loss += self._inner.step(inputs_BT, targets_BT, lr)
         self._inner_step += 1
         self._step_in_round += 1
         self._steps_reported += 1
@@ -159,10 +172,19 @@ class TrainingLoop(threading.Thread):
 
     def _take_snapshot(self) -> tuple[Tensor, int]:
         steps, self._step_in_round = self._step_in_round, 0
-        return self._inner.theta_P.clone(), steps
+        inner = self._inner
+        sent_P = inner.gradient_P if self._averages_gradients else inner.theta_P
+        return sent_P.clone(), steps
 
-    def _shift(self, shift_P: Tensor) -> Fast:
-        self._inner.theta_P.add_(shift_P)
+    def _merge(self, merge: Callable[[Inner], None]) -> Fast:
+        merge(self._inner)
+        return self._state()
+
+    def _go_over_to(self, fast: Fast) -> Fast:
+        self._reach_goal()
+        self._inner.theta_P.copy_(fast.theta_P)
+        self._inner.restore(fast.moments)
+        self._step_in_round = 0
         return self._state()
 
     def _state(self) -> Fast:

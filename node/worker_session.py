@@ -8,13 +8,14 @@ and evaluate keep what they were given.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,19 +23,24 @@ from torch import Generator, Tensor
 
 from node import worker_wire as wire
 from node.arena import SealableMemory, map_read_only
-from node.worker_files import Fast, Slow, checkpoint_bytes, save_snapshot
+from node.worker_files import checkpoint_bytes, read_slow, save_snapshot
 from node.worker_link import Link
 from node.worker_loop import Goal, TrainingLoop
+from node.worker_shared import check_shared, split_moments, with_moments
 from protocol import codec
-from protocol.errors import Malformed
+from protocol.algorithms import LocalConfig, SyncConfig
+from protocol.errors import Malformed, PayloadRefused
+from protocol.fragments import num_parameters
 from protocol.ids import Digest, Round, RunId, digest_of, seed_of, short
 from protocol.messages import Checkpoint
-from protocol.payload import payload_bytes
 from protocol.spec import MAX_SPEC_BYTES, RunSpec
-from trainers import compress, outer, tokenizer
+from trainers import tokenizer
 from trainers.data import Validation
 from trainers.inner import Moments
 from trainers.model import initial_weights, model_on
+from trainers.outer_step import MAX_OPEN, Applied
+from trainers.outers import outer_of
+from trainers.state import Fast, Slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +92,6 @@ def initial_slow(spec: RunSpec) -> Slow:
     return Slow(Round(0), phi_P, torch.zeros_like(phi_P))
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A snapshot whose exchange is not closed."""
-
-    theta_P: Tensor
-    vector_P: Tensor
-    """The pair's vector as the partner will decode it."""
-    digest: Digest
-    steps: int
-
-
 class Session:
     """A started worker.  The main thread owns it; its commands run in the order they came."""
 
@@ -109,133 +104,141 @@ class Session:
         self._materials = materials
         self._spec = materials.spec
         device = materials.device
-        self._slow = Slow(slow.round, slow.phi_P.to(device), slow.delta_P.to(device))
-        self._pending: Pending | None = None
+        self._outer = outer_of(self._spec, self._peer, _slow_on(slow, device))
+        self._open: dict[Digest, int] = {}
+        """Snapshots whose outer step is not taken, and the inner steps in each."""
         self._loop = TrainingLoop(
-            self._spec, self._peer, materials.tokens_N, _moved(fast, device), link.report
+            self._spec, self._peer, materials.tokens_N, _fast_on(fast, device), link.report
         )
         self._writer = Serial("writer")
         self._evaluator = Serial("evaluator")
         self._loop.start()
-        self._save(self._slow, fast)  # a restart never has to ask a member again
+        self._save(self._outer.slow, fast)  # a restart never has to ask a member again
 
     def serve(self) -> None:
         """Carry out commands until the node is gone or says stop; then save."""
         while (received := self._link.receive()) is not None:
-            id, command, fd = received
+            id, command, fds = received
             if isinstance(command, wire.Stop):
                 break
-            self._carry_out(id, command, fd)
+            try:
+                self._carry_out(id, command, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
         self._loop.close_inner()
         self._writer.finish()
-        self._save(self._slow, self._unfinished())
+        self._save(self._outer.slow, self._unfinished())
 
-    def _carry_out(self, id: int, command: wire.Command, fd: int | None) -> None:
+    def _carry_out(self, id: int, command: wire.Command, fds: Sequence[int]) -> None:
         match command:
             case wire.RunInner(round, steps):
                 self._loop.run_inner(Goal(round, steps, functools.partial(self._link.answer, id)))
             case wire.CloseInner():
                 self._loop.close_inner()
-            case wire.Snapshot(round):
-                self._snapshot(id, round)
+            case wire.Snapshot(round, fragment):
+                self._snapshot(id, round, fragment)
             case wire.ApplyOuter():
-                self._apply_outer(id, command, fd)
+                self._apply_outer(id, command, fds)
+            case wire.StartFromCheckpoint(checkpoint):
+                self._go_over_to(id, checkpoint, fds)
             case wire.Evaluate():
-                slow = self._slow
+                slow = self._outer.slow
                 self._evaluator.do(lambda: self._evaluate(id, slow))
             case wire.Export():
-                slow = self._slow
+                slow = self._shared()
                 self._writer.do(lambda: self._export(id, slow))
             case _:
                 self._link.answer(id, wire.Failed(f"{type(command).__name__} in a started worker"))
 
-    def _snapshot(self, id: int, round: Round) -> None:
-        if self._pending is not None:
-            self._link.answer(id, wire.Failed("a snapshot while the one before is not closed"))
+    def _snapshot(self, id: int, round: Round, fragment: int) -> None:
+        if len(self._open) >= MAX_OPEN:
+            self._link.answer(id, wire.Failed(f"{MAX_OPEN} snapshots are open already"))
             return
-        config = self._spec.trainer
         theta_P, steps = self._loop.take_snapshot()
-        vector_P = outer.pair_vector(
-            theta_P, self._slow.phi_P, beta=config.beta, gamma=config.gamma
-        )
-        rng = Generator(theta_P.device).manual_seed(
-            seed_of(self._spec.seed, "rounding", self._peer, round)
-        )
-        count = len(vector_P)
-        memory = SealableMemory(payload_bytes(config.codec, count))
+        memory = SealableMemory(self._outer.payload_bytes(fragment))
         try:
-            compress.encode(vector_P, config.codec, rng, memory.view)
+            digest = self._outer.snapshot(round, fragment, theta_P, memory.view)
         except ValueError as error:
             memory.close()
             self._link.answer(id, wire.Failed(str(error)))
             return
-        digest, size = digest_of(memory.view), len(memory.view)
-        decoded_P = compress.decode(memory.view, config.codec, count).to(theta_P.device)
-        self._pending = Pending(theta_P, decoded_P, digest, steps)
-        self._link.hand_over(id, wire.SnapshotDone(digest, size), memory)
+        if restart := self._outer.restart(fragment):
+            self._loop.merge(restart)
+        self._open[digest] = steps
+        self._link.hand_over(id, wire.SnapshotDone(digest, len(memory.view)), memory)
 
-    def _apply_outer(self, id: int, command: wire.ApplyOuter, fd: int | None) -> None:
-        pending, config = self._pending, self._spec.trainer
-        if pending is None or pending.digest != command.mine:
-            self._link.answer(id, wire.Failed(f"no open snapshot {short(command.mine)}"))
+    def _apply_outer(self, id: int, command: wire.ApplyOuter, fds: Sequence[int]) -> None:
+        mine = command.mine
+        if mine is not None and mine not in self._open:
+            self._link.answer(id, wire.Failed(f"no open snapshot {short(mine)}"))
             return
-        spread = 0.0
-        if command.theirs is None:
-            phi_P, delta_P = outer.alone_step(
-                self._slow.phi_P,
-                self._slow.delta_P,
-                pending.theta_P,
-                alpha=config.alpha,
-                beta=config.beta,
+        applied = self._applied(command, fds)
+        if isinstance(applied, wire.OuterRefused):
+            self._link.answer(id, applied)
+            return
+        if mine is None and isinstance(self._spec.trainer, LocalConfig):
+            self._loop.take_snapshot()  # nobody else counts its rounds
+        self._open.pop(mine, None)  # type: ignore[arg-type]
+        fast = self._loop.merge(applied.merge)
+        if applied.slow is None:
+            self._outer.slow = replace(
+                self._outer.slow, round=command.round, phi_P=fast.theta_P.clone()
             )
-        else:
-            try:
-                theirs_P = self._decoded(fd)
-            except Malformed as error:
-                self._link.answer(id, wire.OuterRefused(str(error)))
-                return
-            spread = outer.vector_spread(pending.vector_P, theirs_P, beta=config.beta)
-            mean_P = outer.pair_mean(pending.vector_P, theirs_P, command.my_weight)
-            phi_P, delta_P = outer.pair_step(
-                self._slow.phi_P,
-                self._slow.delta_P,
-                mean_P,
-                alpha=config.alpha,
-                gamma=config.gamma,
-            )
-        gradient_norm = (self._slow.phi_P - pending.theta_P).norm().item()
-        fast = self._loop.shift(outer.overlap_shift(phi_P, pending.theta_P))
-        slow = self._slow = Slow(command.round, phi_P, delta_P)
-        self._pending = None
+        slow = self._outer.slow
 
         def save_and_answer() -> None:
             self._save(slow, fast)
-            self._link.answer(
-                id,
-                wire.OuterDone(
-                    round=slow.round,
-                    weights=slow.digest(),
-                    gradient_norm=gradient_norm,
-                    fast_spread=spread,
-                ),
+            done = wire.OuterDone(
+                round=slow.round,
+                weights=slow.digest(),
+                gradient_norm=applied.gradient_norm,
+                spread=applied.spread,
             )
+            self._link.answer(id, done)
 
         self._writer.do(save_and_answer)
 
-    def _decoded(self, fd: int | None) -> Tensor:
-        """The partner's vector; closes the descriptor."""
-        if fd is None:
-            raise Malformed("no payload came with the command")
+    def _applied(self, command: wire.ApplyOuter, fds: Sequence[int]) -> Applied | wire.OuterRefused:
+        """Take the outer step, or say why it was refused.
+
+        Trap: an error's traceback keeps views of the mappings, which cannot be closed then; so
+        it ends inside.
+        """
+        mine = command.mine
+        theirs = [share.digest for share in command.shares if share.digest != mine]
+        with contextlib.ExitStack() as mapped:
+            views = [mapped.enter_context(_mapped(fd)) for fd in fds]
+            contents = dict(zip(theirs, views, strict=True))
+            try:
+                return self._outer.apply(
+                    command.round, command.fragment, mine, command.shares, contents
+                )
+            except PayloadRefused as error:
+                return wire.OuterRefused(error.culprit, str(error))
+
+    def _go_over_to(self, id: int, checkpoint: Checkpoint, fds: Sequence[int]) -> None:
+        """Take over a member's weights; our own optimizer goes on."""
         try:
-            size = os.fstat(fd).st_size
-            if size == 0:
-                raise Malformed("a payload of 0 bytes")
-            with map_read_only(fd, size) as memory, memoryview(memory) as view:
-                count = len(self._slow.phi_P)
-                vector_P = compress.decode(view, self._spec.trainer.codec, count)
-                return vector_P.to(self._slow.phi_P.device)
-        finally:
-            os.close(fd)
+            slow, moments = split_moments(from_checkpoint(checkpoint, fds, self._materials))
+        except (Malformed, OSError) as error:
+            self._link.answer(id, wire.Failed(str(error)))
+            return
+        device = self._materials.device
+        now = self._loop.state()
+        fast = replace(now, theta_P=slow.phi_P, moments=moments or now.moments)
+        fast = self._loop.go_over_to(_fast_on(fast, device))
+        self._outer = outer_of(self._spec, self._peer, _slow_on(slow, device))
+        self._open.clear()
+        self._save(self._outer.slow, fast)
+        self._link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), ""))
+
+    def _shared(self) -> Slow:
+        """What a joiner starts from; in a sync run the optimizer is everybody's."""
+        slow = self._outer.slow
+        if isinstance(self._spec.trainer, SyncConfig):
+            return with_moments(slow, self._loop.state().moments)
+        return slow
 
     def _evaluate(self, id: int, slow: Slow) -> None:
         loss = self._materials.validation.loss(model_on(self._spec.model, slow.phi_P))
@@ -259,10 +262,7 @@ class Session:
     def _unfinished(self) -> Fast:
         """The state at the end; the steps of an open snapshot count to the round again."""
         fast = self._loop.state()
-        if self._pending is None:
-            return fast
-        steps = fast.step_in_round + self._pending.steps
-        return Fast(fast.theta_P, fast.moments, fast.inner_step, steps)
+        return replace(fast, step_in_round=fast.step_in_round + sum(self._open.values()))
 
 
 class Serial(threading.Thread):
@@ -288,10 +288,43 @@ class Serial(threading.Thread):
             work()
 
 
-def _moved(fast: Fast, device: torch.device) -> Fast:
+def from_checkpoint(checkpoint: Checkpoint, fds: Sequence[int], materials: Materials) -> Slow:
+    """The slow weights that came with a command.
+
+    Raises:
+        Malformed: none came, or others than the checkpoint says.
+    """
+    if len(fds) != 1:
+        raise Malformed("no checkpoint came with the command")
+    count = num_parameters(materials.spec.model)
+    slow = read_slow(Path(f"/proc/self/fd/{fds[0]}"), materials.run, count)
+    if slow.round != checkpoint.round or slow.digest() != checkpoint.weights:
+        raise Malformed("a checkpoint of another round or with other weights than it says")
+    check_shared(slow, materials.spec)
+    return slow
+
+
+@contextlib.contextmanager
+def _mapped(fd: int) -> Iterator[memoryview]:
+    """A payload's bytes; empty ones are nobody's payload, and the decoder says so."""
+    size = os.fstat(fd).st_size
+    if size == 0:
+        yield memoryview(b"")
+        return
+    with map_read_only(fd, size) as memory, memoryview(memory) as view:
+        yield view
+
+
+def _slow_on(slow: Slow, device: torch.device) -> Slow:
+    shared = {name: kept.to(device) for name, kept in slow.shared.items()}
+    own = {name: kept.to(device) for name, kept in slow.own.items()}
+    return Slow(slow.round, slow.phi_P.to(device), slow.delta_P.to(device), shared, own)
+
+
+def _fast_on(fast: Fast, device: torch.device) -> Fast:
     old = fast.moments
     moments = Moments(old.first_P.to(device), old.second_P.to(device), old.steps)
-    return Fast(fast.theta_P.to(device), moments, fast.inner_step, fast.step_in_round)
+    return replace(fast, theta_P=fast.theta_P.to(device), moments=moments)
 
 
 def _text(path: str) -> str:

@@ -1,31 +1,34 @@
 """What the node and its worker say to each other, and how it crosses.
 
-One SOCK_SEQPACKET unix socket: a packet is a message, in `protocol.codec`'s encoding, with at
-most one file descriptor beside it.  A command carries an id; its one answer carries the same,
-and everything that answers nothing carries 0.  `Setup` comes first, then one of the starts
-until one is answered with `Ready`, then anything.
+One SOCK_SEQPACKET unix socket: a packet is a message, in `protocol.codec`'s encoding, with
+file descriptors beside it where it has to do with payloads.  A command carries an id; its one
+answer carries the same, and everything that answers nothing carries 0.  `Setup` comes first,
+then one of the starts until one is answered with `Ready`, then anything.
 
-What a descriptor belongs to is said at the message.  It is a sealed memfd; the receiver owns
-its copy, and the sender closes his or keeps it.
+What a descriptor belongs to is said at the message.  Each is a sealed memfd; the receiver owns
+its copies, and the sender closes his or keeps them.
 """
 
 from __future__ import annotations
 
-import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
 from protocol import codec
+from protocol.algorithms import MAX_GROUP
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Checkpoint
+from trainers.effects import Share
 
 MAX_PACKET_BYTES = 64 * 1024
 """A spec of 16 KiB and a few paths; a socket's default send buffer holds three."""
+MAX_FDS = MAX_GROUP
+"""The payloads of a whole group; Linux takes 253."""
 NO_ID = 0
 """Of messages that answer nothing."""
-SNAPSHOTS = "snapshot-*.safetensors"
 
 # --- commands -------------------------------------------------------------------------------
 
@@ -69,7 +72,10 @@ class StartFromDisk:
 
 @dataclass(frozen=True, slots=True)
 class StartFromCheckpoint:
-    """From a member's slow weights and outer momentum (descriptor); `Ready` or `Failed`."""
+    """From a member's slow weights and outer momentum (descriptor); `Ready` or `Failed`.
+
+    A worker that has started goes over to them: what it was training for is given up.
+    """
 
     TAG: ClassVar[int] = 4
     checkpoint: Checkpoint
@@ -93,25 +99,26 @@ class CloseInner:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Encode the pair's vector from the weights of now; answer `SnapshotDone`."""
+    """Encode what is exchanged of a fragment from the weights of now; answer `SnapshotDone`."""
 
     TAG: ClassVar[int] = 7
     round: Round
+    fragment: int
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyOuter:
-    """Take the outer step that ends in `round`, from the snapshot `mine`.
+    """Take the outer step that ends in `round`; see `trainers.effects.ApplyOuter`.
 
-    `theirs` None: alone.  Else the partner's payload is the descriptor.  Answer `OuterDone`
-    or `OuterRefused`.
+    The payloads of all shares but `mine` are the descriptors, in the order of the shares.
+    Answer `OuterDone` or `OuterRefused`.
     """
 
     TAG: ClassVar[int] = 8
     round: Round
-    mine: Digest
-    theirs: Digest | None
-    my_weight: float
+    fragment: int
+    mine: Digest | None
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,20 @@ class Stop:
 
 
 Start = StartFresh | StartFromDisk | StartFromCheckpoint
-Command = Setup | Start | RunInner | CloseInner | Snapshot | ApplyOuter | Evaluate | Export | Stop
+Command = (
+    Setup
+    | Start
+    | RunInner
+    | CloseInner
+    | Snapshot
+    | ApplyOuter
+    | Evaluate
+    | Export
+    | Stop
+    | Sample
+    | AddScalars
+    | NameSum
+)
 
 # --- events ---------------------------------------------------------------------------------
 
@@ -159,9 +179,11 @@ class Ready:
     inner_step: int
     """Inner steps this peer has made in the run."""
     weights: Digest
-    """Of the slow weights alone."""
+    """Of the slow weights alone; spsa: of the sum."""
     note: str
     """What was passed over on the way, in a sentence; usually empty."""
+    horizon: bytes = b""
+    """spsa: of the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +229,16 @@ class OuterDone:
     """Of the new slow weights alone."""
     gradient_norm: float
     """|phi - theta| at the snapshot: how far this peer's own inner steps went."""
-    fast_spread: float
-    """|v_i - v_j|^2 / (2 beta^2), see `trainers.outer.vector_spread`; 0 alone."""
+    spread: float
+    """Half the squared distance to the partner, see `trainers.outer.vector_spread`; 0 alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class OuterRefused:
-    """The partner's payload is no payload of this run; nothing was changed."""
+    """The payload `culprit` is none of this run and round; nothing was changed."""
 
     TAG: ClassVar[int] = 7
+    culprit: Digest
     reason: str
 
 
@@ -264,6 +287,9 @@ Event = (
     | Exported
     | SaveFailed
     | Failed
+    | Sampled
+    | Added
+    | SumNamed
 )
 
 # --- packets --------------------------------------------------------------------------------
@@ -288,32 +314,27 @@ class FromWorker:
 P = TypeVar("P", ToWorker, FromWorker)
 
 
-def send(link: socket.socket, packet: ToWorker | FromWorker, fd: int | None = None) -> None:
-    """Send one packet, whole, from any thread; the descriptor stays the caller's.
+def send(link: socket.socket, packet: ToWorker | FromWorker, fds: Sequence[int] = ()) -> None:
+    """Send one packet, whole, from any thread; the descriptors stay the caller's.
 
     Raises:
         BlockingIOError: of a non-blocking socket whose other side does not read.
         OSError: the other side is gone.
     """
-    socket.send_fds(link, [codec.encode(packet)], [] if fd is None else [fd])
+    socket.send_fds(link, [codec.encode(packet)], fds)
 
 
-def receive(link: socket.socket, kind: type[P]) -> tuple[P, int | None] | None:
-    """The next packet and its descriptor, which is the caller's; None: the other side is gone.
+def receive(link: socket.socket, kind: type[P]) -> tuple[P, tuple[int, ...]] | None:
+    """The next packet and its descriptors, which are the caller's; None: the other is gone.
 
     Raises:
         BlockingIOError: of a non-blocking socket, nothing has come yet.
         Malformed: not a packet of this version.
     """
     try:
-        data, fds, _, _ = socket.recv_fds(link, MAX_PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(link, MAX_PACKET_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     if not data:
         return None
-    return codec.decode(kind, data, max_bytes=MAX_PACKET_BYTES), fds[0] if fds else None
-
-
-def snapshot_files(directory: Path) -> list[Path]:
-    """The snapshots in a directory, newest first: their names sort by round and step."""
-    return sorted(directory.glob(SNAPSHOTS), key=os.fspath, reverse=True)
+    return codec.decode(kind, data, max_bytes=MAX_PACKET_BYTES), tuple(fds)

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from node.worker_files import read_slow
+from node.worker_files import read_weights
 from node.worker_session import initial_slow, read_validation
 from protocol import codec
 from protocol.errors import Malformed
-from protocol.payload import num_parameters
+from protocol.fragments import num_parameters
 from protocol.spec import MAX_SPEC_BYTES, RunSpec
 from trainers.model import model_on
 
@@ -41,10 +41,10 @@ def measure(
         return yardstick.loss(model_on(spec.model, weights_P))
 
     count = num_parameters(spec.model)
-    slow = [read_slow(path, spec.run, count) for path in snapshots]
-    mean_P = torch.stack([one.phi_P for one in slow]).mean(dim=0)
-    distances = [(one.phi_P - mean_P).square().sum().item() for one in slow]
-    weights = [initial_slow(spec).phi_P, *(one.phi_P for one in slow), mean_P]
+    rounds, phis = zip(*(read_weights(path, spec.run, count) for path in snapshots), strict=True)
+    mean_P = torch.stack(phis).mean(dim=0)
+    distances = [(phi_P - mean_P).square().sum().item() for phi_P in phis]
+    weights = [initial_slow(spec).phi_P, *phis, mean_P]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         start, *nodes, mean = pool.map(loss, weights)
     return {
@@ -52,7 +52,7 @@ def measure(
         "nodes": nodes,
         "mean": mean,
         "consensus": sum(distances) / len(distances),
-        "rounds": [one.round for one in slow],
+        "rounds": list(rounds),
     }
 
 

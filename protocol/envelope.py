@@ -8,6 +8,7 @@ one kind of statement, or in one run, passes for another.  Ed25519 (RFC 8032) th
 from __future__ import annotations
 
 from enum import Enum
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -27,10 +28,25 @@ class Domain(Enum):
     ROUND = b"round"
     HELLO = b"hello"
     CHECKPOINT = b"checkpoint"
+    ROSTER = b"roster"
+    FRAME = b"frame"
+    BASE = b"base"
+
+
+class Seal(Protocol):
+    """Signing and checking.  `Signer` is Ed25519; a simulation of thousands has a cheaper one."""
+
+    def sign(self, domain: Domain, run: RunId, body: bytes) -> bytes:
+        """Our signature of `body`, 64 bytes."""
+
+    def verify(
+        self, peer: PeerId, domain: Domain, run: RunId, body: bytes, signature: bytes
+    ) -> None:
+        """Raises Malformed: `peer` did not sign it."""
 
 
 class Signer:
-    """A peer's private key."""
+    """A peer's private key, and all that others' public ones are good for."""
 
     def __init__(self, seed: bytes) -> None:
         """Args: seed: 32 secret bytes, the RFC 8032 private key."""
@@ -41,6 +57,12 @@ class Signer:
     def sign(self, domain: Domain, run: RunId, body: bytes) -> bytes:
         """The signature of `body`, 64 bytes; equal input gives equal bytes."""
         return self._key.sign(_signed_bytes(domain, run, body))
+
+    def verify(
+        self, peer: PeerId, domain: Domain, run: RunId, body: bytes, signature: bytes
+    ) -> None:
+        """Check that `peer` signed `body`.  Raises Malformed: it did not."""
+        verify(peer, domain, run, body, signature)
 
 
 def verify(peer: PeerId, domain: Domain, run: RunId, body: bytes, signature: bytes) -> None:

@@ -3,6 +3,7 @@
 * ShoalError
   * ConfigError              the operator's fault: stop, print, exit 2
   * LocalProtocolError       our fault: a bug, crash the task
+  * PayloadRefused           a payload is not what it must be; its maker is blamed by who knows it
   * WorkerLost               nobody's fault: the worker process died; the node restarts it
   * PeerError                a peer's fault or fate; always carries `peer`
     * RemoteProtocolError    it broke the protocol: blame it
@@ -14,7 +15,7 @@ Only `RemoteProtocolError` costs a peer its reputation.  Decoders know no peer: 
 
 from __future__ import annotations
 
-from protocol.ids import PeerId, short
+from protocol.ids import Digest, PeerId, short
 
 
 class ShoalError(Exception):
@@ -27,6 +28,14 @@ class ConfigError(ShoalError):
 
 class LocalProtocolError(ShoalError):
     """This node tried to do something the protocol forbids."""
+
+
+class PayloadRefused(ShoalError):
+    """The payload `culprit` is not what it must be; nothing was changed."""
+
+    def __init__(self, culprit: Digest, reason: str) -> None:
+        super().__init__(reason)
+        self.culprit = culprit
 
 
 class WorkerLost(ShoalError):

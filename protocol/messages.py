@@ -4,7 +4,7 @@ This file *is* the wire format (docs/protocol.md describes it; golden bytes pin 
 message never changes: a changed one is a new class with a new tag.  Constructors check
 ranges, so a message that exists is valid, whoever made it.
 
-One exchange of noloco (docs/noloco.md); the proposer decides:
+One exchange of noloco (docs/algorithms.md); the proposer decides:
 
     proposer                                   partner
        | -- Propose(my payload) ----------------> |
@@ -25,20 +25,21 @@ from typing import ClassVar
 
 from protocol import check
 from protocol.ids import Digest, PeerId, Round
+from protocol.limits import MAX_FRAGMENT, MAX_PAYLOAD_BYTES, MAX_ROUND, MAX_TOKENS
+from protocol.rosters import Contribution, Later, SignedRoster
+from protocol.spsa import Behind, Frames, SignedBase, Want
 
-MAX_MESSAGE_BYTES = 4096
-"""Control messages are small; tensors travel as payloads, fetched by digest."""
-MAX_ROUND = 10_000_000
-MAX_TOKENS = 1 << 48
-MAX_PAYLOAD_BYTES = 1 << 33
+MAX_MESSAGE_BYTES = 32 * 1024
+"""The longest are horizons and frames of spsa; tensors travel as payloads, fetched by digest."""
+MAX_PRESENCE_BYTES = 4096
 MAX_DECISIONS = 4
 """A peer keeps what became of its last four payloads in its presence."""
 MAX_ADDRS = 8
 MAX_ADDR_BYTES = 256
 MAX_TTL_MS = 60_000
-REASONS = ("taken", "later", "failed", "finished")
-"""Why a proposal is refused: paired already; still training; the fetch failed; this peer has
-no rounds left."""
+REASONS = ("taken", "later", "fragment", "failed", "finished")
+"""Why a proposal is refused: paired already; still training; another fragment's turn here; the
+fetch failed; this peer has no rounds left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Propose:
 
     def __post_init__(self) -> None:
         check.integer("round", self.round, 0, MAX_ROUND)
-        check.integer("fragment", self.fragment, 0, 4096)
+        check.integer("fragment", self.fragment, 0, MAX_FRAGMENT)
         check.digest("digest", self.digest)
         check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
         check.integer("tokens", self.tokens, 1, MAX_TOKENS)
@@ -112,29 +113,33 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """The facts of one exchange that both receipts sign.
+    """The facts of one exchange that both receipts sign."""
 
-    `round` is the larger of the two rounds; closing takes both peers to `round` + 1.
-    """
-
-    round: Round
     fragment: int
     proposer: PeerId
     partner: PeerId
+    proposer_round: Round
+    partner_round: Round
     proposer_digest: Digest
     partner_digest: Digest
     proposer_tokens: int
     partner_tokens: int
 
     def __post_init__(self) -> None:
-        check.integer("round", self.round, 0, MAX_ROUND)
-        check.integer("fragment", self.fragment, 0, 4096)
+        check.integer("fragment", self.fragment, 0, MAX_FRAGMENT)
         check.peer("proposer", self.proposer)
         check.peer("partner", self.partner)
+        check.integer("proposer_round", self.proposer_round, 0, MAX_ROUND)
+        check.integer("partner_round", self.partner_round, 0, MAX_ROUND)
         check.digest("proposer_digest", self.proposer_digest)
         check.digest("partner_digest", self.partner_digest)
         check.integer("proposer_tokens", self.proposer_tokens, 1, MAX_TOKENS)
         check.integer("partner_tokens", self.partner_tokens, 1, MAX_TOKENS)
+
+    @property
+    def round(self) -> Round:
+        """The larger of the two rounds; closing takes both peers to the one after it."""
+        return max(self.proposer_round, self.partner_round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,21 @@ class Abort:
         check.digest("proposed", self.proposed)
 
 
-Message = Propose | Accept | Refuse | Have | Commit | Abort
+Message = (
+    Propose
+    | Accept
+    | Refuse
+    | Have
+    | Commit
+    | Abort
+    | Contribution
+    | Later
+    | SignedRoster
+    | Frames
+    | Want
+    | Behind
+    | SignedBase
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +260,7 @@ class PresenceEntry:
     remaining_ms: int
 
     def __post_init__(self) -> None:
-        check.raw("body", self.body, 1, MAX_MESSAGE_BYTES)
+        check.raw("body", self.body, 1, MAX_PRESENCE_BYTES)
         check.integer("remaining_ms", self.remaining_ms, 1, MAX_TTL_MS)
 
 

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 
 from protocol import check
 from protocol.ids import Digest, RunId
-from protocol.messages import MAX_PAYLOAD_BYTES, PresenceEntry, SignedMessage
+from protocol.limits import MAX_PAYLOAD_BYTES
+from protocol.messages import PresenceEntry, SignedMessage
 from protocol.spec import MAX_SPEC_BYTES
 
 Q = TypeVar("Q")
@@ -184,11 +185,24 @@ ROUND = Method(
     request=RoundCall,
     answer=Done,
     deadline_s=10,
-    max_request_bytes=5 * KIB,
+    max_request_bytes=33 * KIB,
     max_answer_bytes=64,
     per_peer=16,
     in_all=256,
 )
+SCALARS = Method(
+    name="scalars/1",
+    lane=Lane.CONTROL,
+    kind=Kind.PAYLOAD,
+    request=RoundCall,
+    answer=Done,
+    deadline_s=10,
+    max_request_bytes=33 * KIB,
+    max_answer_bytes=64,
+    per_peer=16,
+    in_all=256,
+)
+"""`round/1` for the messages of spsa that carry scalars, which are counted as payload."""
 PRESENCE = Method(
     name="presence/1",
     lane=Lane.CONTROL,
@@ -250,4 +264,4 @@ BLOB = Method(
     in_all=32,
 )
 
-METHODS = (HELLO, ROUND, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB)
+METHODS = (HELLO, ROUND, SCALARS, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB)

@@ -2,20 +2,27 @@
 
 Its canonical bytes are hashed into the `RunId` and signed by the creator, so two peers with
 another setting are in another run and a mismatch cannot happen.  Constructors check ranges
-and name field, value and range; the noloco settings refuse what diverges.
-
-Sources: NoLoCo, https://arxiv.org/abs/2506.10911, section 3.2 and docs/decisions.md for the
-stability bound.
+and name field, value and range.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
-from protocol import check, codec
+from protocol import check, codec, fragments
+from protocol.algorithms import (
+    DilocoConfig,
+    LocalConfig,
+    NolocoConfig,
+    SpsaConfig,
+    SyncConfig,
+    TrainerConfig,
+)
 from protocol.envelope import Domain, Signer, verify
 from protocol.errors import Malformed
-from protocol.ids import Digest, PeerId, RunId, digest_of
+from protocol.ids import Digest, PeerId, Round, RunId, digest_of
+from protocol.model import GptConfig, InnerConfig
 
 FORMAT_VERSION = 1
 MAX_SPEC_BYTES = 16 * 1024
@@ -36,96 +43,6 @@ class BlobRef:
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
         check.integer("size_bytes", self.size_bytes, 1, 1 << 40)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GptConfig:
-    """A small decoder-only transformer.  The default has 0.94 M parameters."""
-
-    layers: int = 4
-    heads: int = 4
-    width: int = 128
-    context: int = 128
-    """Tokens a prediction can look back on."""
-    vocab: int = 1024
-    """Tokens of the run's BPE tokenizer."""
-
-    def __post_init__(self) -> None:
-        check.integer("model.layers", self.layers, 1, 256)
-        check.integer("model.heads", self.heads, 1, 256)
-        check.integer("model.width", self.width, 8, 16384)
-        check.integer("model.context", self.context, 8, 65536)
-        check.integer("model.vocab", self.vocab, 257, 1 << 20)
-        if self.width % self.heads:
-            raise ValueError(
-                f"model.width is {self.width}, expected a multiple of {self.heads} heads"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InnerConfig:
-    """The inner optimizer: AdamW, warm-up and cosine by round, clipping."""
-
-    batch: int = 16
-    """Sequences of `context` tokens in one inner step."""
-    lr: float = 2e-3
-    min_lr_ratio: float = 0.1
-    """The cosine ends at lr times this.  NoLoCo 3.2: lr / 10."""
-    warmup_rounds: float = 1.0
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    """Largest norm of the gradient of the whole model."""
-    precision: str = "fp32"
-    """fp32, or bf16 autocast with fp32 weights."""
-
-    def __post_init__(self) -> None:
-        check.integer("inner.batch", self.batch, 1, 65536)
-        check.number("inner.lr", self.lr, 1e-8, 10.0)
-        check.number("inner.min_lr_ratio", self.min_lr_ratio, 0.0, 1.0)
-        check.number("inner.warmup_rounds", self.warmup_rounds, 0.0, 1e6)
-        check.number("inner.weight_decay", self.weight_decay, 0.0, 10.0)
-        check.number("inner.beta1", self.beta1, 0.0, 0.99999)
-        check.number("inner.beta2", self.beta2, 0.0, 0.99999)
-        check.number("inner.clip", self.clip, 1e-6, 1e6)
-        check.one_of("inner.precision", self.precision, ("fp32", "bf16"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NolocoConfig:
-    """Pair gossip.  Defaults: NoLoCo 3.2, gamma = beta as in its code."""
-
-    inner_steps: int = 50
-    """H, inner steps a round."""
-    alpha: float = 0.5
-    """Outer momentum (heavy ball)."""
-    beta: float = 0.7
-    """Outer learning rate."""
-    gamma: float = 0.7
-    """Strength of local averaging: how far slow weights move to the pair's mean."""
-    codec: str = "bf16"
-    """fp32, or bf16 with stochastic rounding."""
-    proposal_deadline_s: float = 5.0
-    """How long one peer may leave a proposal unanswered.  A guess."""
-    exchange_deadline_s: float = 60.0
-    """How long a pair may take from acceptance to commit.  A guess: 250 MB at 5 MB/s."""
-
-    def __post_init__(self) -> None:
-        check.integer("trainer.inner_steps", self.inner_steps, 1, 100_000)
-        check.number("trainer.alpha", self.alpha, 0.0, 0.999)
-        check.number("trainer.beta", self.beta, 0.0, 2.0)
-        check.number("trainer.gamma", self.gamma, 0.0, 4.0)
-        check.one_of("trainer.codec", self.codec, ("fp32", "bf16"))
-        check.number("trainer.proposal_deadline_s", self.proposal_deadline_s, 0.1, 600.0)
-        check.number("trainer.exchange_deadline_s", self.exchange_deadline_s, 0.5, 3600.0)
-        bound = 2 * (1 - self.alpha**2)
-        if self.gamma >= bound:
-            raise ValueError(
-                f"trainer.gamma is {self.gamma:g} with trainer.alpha {self.alpha:g}: peers would "
-                f"diverge from each other; expected gamma below 2 (1 - alpha^2) = {bound:g}, "
-                "so lower alpha or gamma"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +81,7 @@ class RunSpec:
     """Hash of the secret in a private run's ticket; None: anyone may join."""
     model: GptConfig
     inner: InnerConfig
-    trainer: NolocoConfig
+    trainer: TrainerConfig
     data: DataConfig
 
     def __post_init__(self) -> None:
@@ -177,6 +94,62 @@ class RunSpec:
         check.number("start_deadline_s", self.start_deadline_s, 0.0, 86400.0)
         if self.join_secret is not None:
             check.digest("join_secret", self.join_secret)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """That every round has a step, and an overlap ends before the next fragment's turn."""
+        trainer, fragments = self.trainer, self.num_fragments
+        shortest = trainer.inner_steps // fragments
+        if shortest < 1:
+            raise ValueError(
+                f"trainer.inner_steps is {trainer.inner_steps} with {fragments} fragments, "
+                "expected a step or more for each of them"
+            )
+        overlap = trainer.overlap_steps if isinstance(trainer, DilocoConfig) else 0
+        if overlap and overlap >= shortest:
+            raise ValueError(
+                f"trainer.overlap_steps is {overlap}, expected less than the {shortest} inner "
+                "steps of a round: trainer.inner_steps over the number of fragments"
+            )
+
+    @property
+    def num_fragments(self) -> int:
+        """P: in so many rounds every parameter is exchanged once."""
+        trainer = self.trainer
+        if isinstance(trainer, NolocoConfig | DilocoConfig):
+            return fragments.num_fragments(self.model, trainer.fragment_layers)
+        return 1
+
+    def fragment_counts(self) -> tuple[int, ...]:
+        """Numbers in each fragment."""
+        trainer = self.trainer
+        layers = trainer.fragment_layers if isinstance(trainer, NolocoConfig | DilocoConfig) else 0
+        return fragments.fragment_counts(self.model, layers)
+
+    def round_steps(self, round: Round) -> int:
+        """Inner steps of this round."""
+        return fragments.round_steps(self.trainer.inner_steps, self.num_fragments, round)
+
+    @property
+    def exchange_deadline_s(self) -> float:
+        """How long a payload may be on its way; the round goes on without it."""
+        match self.trainer:
+            case NolocoConfig(exchange_deadline_s=deadline_s):
+                return deadline_s
+            case (
+                DilocoConfig(round_deadline_s=deadline_s) | SyncConfig(round_deadline_s=deadline_s)
+            ):
+                return deadline_s
+            case SpsaConfig() | LocalConfig():
+                return 0.0  # nothing is fetched
+            case _:
+                assert_never(self.trainer)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that count for one round of one peer."""
+        steps = -(-self.trainer.inner_steps // self.num_fragments)
+        return steps * self.inner.batch * self.model.context
 
     @property
     def run(self) -> RunId:

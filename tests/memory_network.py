@@ -12,13 +12,15 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
 import async_solipsism  # type: ignore[import-untyped]
-from toy import ToyLearner
 
 from node.driver import Driver
+from node.sim_toy import ToyLearner
 from protocol.errors import PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Message
-from trainers.machine import Closed, Finished, Received, Wait
+from protocol.spsa import Frame
+from trainers.effects import ApplyOuter, Closed, Finished, Wait
+from trainers.events import Received, Resumed, Sampled
 
 LATENCY_S = 0.05
 FETCH_S = 0.5
@@ -100,12 +102,12 @@ class MemoryLearner:
         """The worker dies with what is under way."""
         self._killed.set()
 
-    def restart(self) -> Round:
-        """A new worker starts from the last saved state, in this round."""
+    def restart(self) -> Resumed:
+        """A new worker starts from the last saved state."""
         self._killed = asyncio.Event()
         self._steps = 0
         self.toy.load(self._saved)
-        return self.round
+        return Resumed(self.round, self.toy.weights())
 
     async def inner(self, round: Round, steps: int) -> Made:
         self._closing = False
@@ -118,19 +120,30 @@ class MemoryLearner:
     def close_inner(self) -> None:
         self._closing = True
 
-    async def snapshot(self, round: Round) -> tuple[Digest, int]:
-        digest, size_bytes, content = self.toy.snapshot(round)
+    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
+        digest, size_bytes, content = self.toy.snapshot(round, fragment)
         await self._work(OUTER_S)
         self._steps = 0
         self._arena[digest] = content
         return digest, size_bytes
 
-    async def outer(
-        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
-    ) -> None:
+    async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
+        raise AssertionError("no spsa here")
+
+    async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
+        raise AssertionError("no spsa here")
+
+    async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
+        raise AssertionError("no spsa here")
+
+    async def outer(self, effect: ApplyOuter) -> Digest:
         await self._work(OUTER_S)
-        self.toy.outer(self._arena[mine], self._arena[theirs] if theirs else None, my_weight)
-        self.round, self._saved = round, self.toy.save()
+        self.toy.outer(effect, self._arena)
+        self.round, self._saved = effect.round, self.toy.save()
+        return self.toy.weights()
+
+    async def catch_up(self, source: PeerId) -> Resumed:
+        raise PeerUnavailable(source, "gives no weights")
 
     async def _work(self, for_s: float) -> None:
         try:

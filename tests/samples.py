@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from protocol.algorithms import TRAINERS, NolocoConfig
 from protocol.envelope import Signer
 from protocol.ids import Digest, Round, RunId, digest_of
 from protocol.messages import (
@@ -18,6 +19,8 @@ from protocol.messages import (
     Refuse,
     SignedMessage,
 )
+from protocol.model import GptConfig, InnerConfig
+from protocol.rosters import Contribution, Entry, Later, Roster, sign_roster
 from protocol.rpc import (
     BlobCall,
     CheckpointCall,
@@ -30,7 +33,18 @@ from protocol.rpc import (
     SignedCheckpoint,
     Welcome,
 )
-from protocol.spec import BlobRef, DataConfig, GptConfig, InnerConfig, NolocoConfig, RunSpec
+from protocol.spec import BlobRef, DataConfig, RunSpec
+from protocol.spsa import (
+    Base,
+    Behind,
+    Frame,
+    Frames,
+    SignedBase,
+    SignedFrame,
+    Want,
+    log_id,
+    packed,
+)
 
 CREATOR = Signer(b"\x01" * 32)
 OTHER = Signer(b"\x02" * 32)
@@ -58,10 +72,11 @@ def spec(**changes: object) -> RunSpec:
 
 RUN: RunId = spec().run
 EXCHANGE = Exchange(
-    round=Round(3),
     fragment=0,
     proposer=CREATOR.peer,
     partner=OTHER.peer,
+    proposer_round=Round(3),
+    partner_round=Round(2),
     proposer_digest=DIGEST,
     partner_digest=digest_of(b"other"),
     proposer_tokens=400,
@@ -81,6 +96,29 @@ PRESENCE = Presence(
     loss=4.5,
     decisions=(Decision(DIGEST, digest_of(b"other")),),
 )
+ROSTER = Roster(
+    round=Round(3),
+    fragment=1,
+    term=2,
+    leader=CREATOR.peer,
+    anchor=DIGEST,
+    size_bytes=1000,
+    entries=tuple(
+        Entry(peer, digest_of(peer.encode()), 400) for peer in sorted((CREATOR.peer, OTHER.peer))
+    ),
+)
+BOOT = b"bootboot"
+FRAME = Frame(
+    author=CREATOR.peer,
+    boot=BOOT,
+    first=64,
+    step=32,
+    base=DIGEST,
+    authors=3,
+    scalars=bytes([0, 1, 127, 129, 255]),
+)
+HORIZON = packed({log_id(RUN, CREATOR.peer, BOOT): 69, log_id(RUN, OTHER.peer, BOOT): 5})
+BASE = Base(index=2, leader=OTHER.peer, horizon=HORIZON, authors=2, sum=DIGEST)
 ENTRY = PresenceEntry(b"body", b"s" * 64, 14_000)
 
 VALUES: dict[str, object] = {
@@ -90,6 +128,24 @@ VALUES: dict[str, object] = {
     "have": Have(EXCHANGE),
     "commit": Commit(EXCHANGE),
     "abort": Abort(DIGEST),
+    "contribution": Contribution(
+        round=Round(3),
+        fragment=1,
+        anchor=DIGEST,
+        anchor_tokens=700,
+        digest=digest_of(b"gradient"),
+        size_bytes=1000,
+        tokens=400,
+    ),
+    "later": Later(round=Round(4), anchor=DIGEST, anchor_tokens=1100, is_coming=True),
+    "roster": ROSTER,
+    "signed-roster": sign_roster(ROSTER, RUN, CREATOR),
+    "frame": FRAME,
+    "frames": Frames((SignedFrame(b"body", b"s" * 64),), True),
+    "want": Want(HORIZON, 2),
+    "behind": Behind(),
+    "base": BASE,
+    "signed-base": SignedBase(b"body", b"s" * 64),
     "presence": PRESENCE,
     "presence-call": PresenceCall(RUN, (ENTRY,)),
     "round-call": RoundCall(RUN, SignedMessage(b"body", b"s" * 64)),
@@ -102,5 +158,5 @@ VALUES: dict[str, object] = {
     "fetch-call": FetchCall(RUN, DIGEST),
     "blob-call": BlobCall(RUN, DIGEST, 0, 1024),
     "done": Done(),
-    "spec": spec(),
+    **{f"spec-{kind}": spec(trainer=config()) for kind, config in TRAINERS.items()},
 }

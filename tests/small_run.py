@@ -7,9 +7,11 @@ from pathlib import Path
 
 from node import worker_wire as wire
 from protocol import codec
+from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.envelope import Signer
 from protocol.ids import digest_of
-from protocol.spec import BlobRef, DataConfig, GptConfig, InnerConfig, NolocoConfig, RunSpec
+from protocol.model import GptConfig, InnerConfig
+from protocol.spec import BlobRef, DataConfig, RunSpec
 from trainers.tokenizer import train_tokenizer
 
 MODEL = GptConfig(layers=1, heads=2, width=16, context=8, vocab=300)
@@ -37,7 +39,7 @@ class SmallRun:
         )
 
 
-def small_run(root: Path, trainer: NolocoConfig | None = None, seed: int = 1) -> SmallRun:
+def small_run(root: Path, trainer: TrainerConfig | None = None, seed: int = 1) -> SmallRun:
     """A run of a model with 8,240 parameters."""
     blobs = {
         "tokenizer": train_tokenizer(TEXT, MODEL.vocab),

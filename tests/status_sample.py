@@ -42,10 +42,7 @@ def status(**changes: object) -> Status:
             "up": {"payload": 10_100_000, "round": 9_000, "presence": 5_000},
             "down": {"payload": 9_000_000},
         },
-        "closed_form": {
-            "up": {"payload": 10_000_000, "round": 9_000},
-            "down": {"payload": 9_000_000},
-        },
+        "closed_form": {"payload": 10_000_000, "round": 9_000},
         "parameters": 1_000_000,
         "records": "",
         "members": 4,

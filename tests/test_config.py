@@ -16,9 +16,19 @@ from node.config import (
     load_node_config,
     read_run_file,
 )
+from protocol.algorithms import (
+    DilocoConfig,
+    LocalConfig,
+    NolocoConfig,
+    SpsaConfig,
+    StreamingConfig,
+    SyncConfig,
+    TrainerConfig,
+)
 from protocol.errors import ConfigError
 from protocol.ids import Digest, peer_id
-from protocol.spec import BlobRef, DataConfig, GptConfig, InnerConfig, NolocoConfig
+from protocol.model import GptConfig, InnerConfig
+from protocol.spec import BlobRef, DataConfig
 
 PEER = peer_id(bytes(32))
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
@@ -90,6 +100,24 @@ def test_every_table_of_a_run_file_reaches_its_settings(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "trainer"),
+    [
+        ('kind = "noloco"\nfragment_layers = 2', NolocoConfig(fragment_layers=2)),
+        ('kind = "diloco"\nstale = true', DilocoConfig(stale=True)),
+        ('kind = "streaming"\nmix = 0', StreamingConfig(mix=0.0)),
+        ('kind = "spsa"\ntrainable = ["norm.*"]', SpsaConfig(trainable=("norm.*",))),
+        ('kind = "sync"\nround_deadline_s = 2', SyncConfig(round_deadline_s=2.0)),
+        ('kind = "local"\ninner_steps = 3', LocalConfig(inner_steps=3)),
+    ],
+)
+def test_the_kind_says_which_trainer_the_other_settings_are_of(
+    tmp_path: Path, text: str, trainer: TrainerConfig
+) -> None:
+    found = read_run_file(run_file(tmp_path, f"[trainer]\n{text}")).trainer
+    assert (type(found), found) == (type(trainer), trainer)
+
+
 def test_a_whole_number_is_taken_where_a_number_is_expected(tmp_path: Path) -> None:
     found = read_run_file(run_file(tmp_path, "start_deadline_s = 5\n[inner]\nlr = 1"))
     assert (found.start_deadline_s, found.inner.lr) == (5.0, 1.0)
@@ -153,8 +181,17 @@ def test_every_example_is_a_run(path: Path) -> None:
             "inner.lr is nan, expected a number from 1e-08 to 10; correct it and start again",
         ),
         (
-            "[trainer]\nkind = 'diloco'",
-            "trainer.kind is 'diloco', expected one of noloco; correct it and start again",
+            "[trainer]\nkind = 'adam'",
+            "trainer.kind is 'adam', expected one of noloco, diloco, streaming, spsa, sync, local; "
+            "correct it and start again",
+        ),
+        (
+            "[trainer]\nkind = 'local'\nbeta = 0.7",
+            "unknown key trainer.beta, expected one of inner_steps; correct or remove it",
+        ),
+        (
+            "[trainer]\nkind = 'sync'\ncodec = 7",
+            "trainer.codec is 7, expected text in quotes; change it",
         ),
         ("model = 3", "model is 3, expected a table [model]; correct it and start again"),
         (

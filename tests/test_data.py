@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from protocol.errors import Malformed
+from protocol.fragments import num_parameters
 from protocol.ids import PeerId
-from protocol.payload import num_parameters
-from protocol.spec import GptConfig
+from protocol.model import GptConfig
 from trainers.data import Validation, batch
 from trainers.model import initial_weights, model_on
 from trainers.tokenizer import encode, load_tokenizer, token_bytes, train_tokenizer

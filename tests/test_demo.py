@@ -113,7 +113,7 @@ def test_the_last_table_shows_losses_beside_step_0_and_bytes_beside_the_closed_f
 
 
 def test_the_run_file_that_the_demo_writes_says_what_its_draft_says(tmp_path: Path) -> None:
-    draft = replace(read_run_file(demo.RUN_FILE), rounds=3, min_members=4)
+    draft = replace(read_run_file(demo.RUN_FILES["noloco"]), rounds=3, min_members=4)
     path = tmp_path / "run.toml"
     path.write_text(demo.run_file_text(draft))
     assert read_run_file(path) == draft

@@ -15,52 +15,59 @@ from memory_network import (
     Port,
     in_virtual_time,
 )
-from toy import ToyLearner
 
 from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
-from protocol.errors import Malformed, PeerUnavailable, WorkerLost
+from node.sim_toy import ToyLearner
+from protocol.algorithms import NolocoConfig
+from protocol.errors import PayloadRefused, PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
 from protocol.messages import Abort, Decision, Message
-from protocol.spec import NolocoConfig
-from trainers.machine import (
+from protocol.spsa import Frame
+from trainers.effects import (
     ApplyOuter,
     Blame,
+    CatchUp,
     Closed,
     CloseInner,
-    DoubtDeadline,
     Effect,
-    Event,
-    ExchangeDeadline,
     Fetch,
+    Finished,
+    Publish,
+    Release,
+    RunInner,
+    Send,
+    SetTimer,
+    Share,
+    Snapshot,
+    Wait,
+)
+from trainers.events import (
+    CatchUpFailed,
+    Event,
     Fetched,
     FetchFailed,
-    Finished,
     InnerDone,
     InnerFailed,
     MembersChanged,
     OuterDone,
     OuterFailed,
     OuterRefused,
-    Publish,
     Received,
-    Release,
     Resumed,
-    RunInner,
-    Send,
+    Sampled,
     SendFailed,
-    SetTimer,
-    Snapshot,
     SnapshotDone,
     SnapshotFailed,
     TimerFired,
-    Wait,
 )
 from trainers.noloco import Noloco
+from trainers.timers import DoubtDeadline, ExchangeDeadline
 
 ME, BOB, *_ = PEERS = sorted(peer_id(bytes([n]) * 32) for n in range(4))
-X, Y = digest_of(b"x"), digest_of(b"y")
+X, Y, WEIGHTS = digest_of(b"x"), digest_of(b"y"), digest_of(b"weights")
 RUN = RunId(digest_of(b"run"))
-ONCE, NEXT, AGAIN = Resumed(Round(0)), MembersChanged(()), Resumed(Round(1))
+ONCE, NEXT = Resumed(Round(0), WEIGHTS), MembersChanged(())
+AGAIN = Resumed(Round(1), WEIGHTS)
 CONFIG = NolocoConfig(inner_steps=20, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
 
 
@@ -102,14 +109,28 @@ class Worker:
     def close_inner(self) -> None:
         self.asked.append(("close",))
 
-    async def snapshot(self, round: Round) -> tuple[Digest, int]:
-        await self._answer("snapshot", round)
+    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
+        await self._answer("snapshot", round, fragment)
         return X, 99
 
-    async def outer(
-        self, round: Round, mine: Digest, theirs: Digest | None, my_weight: float
-    ) -> None:
-        await self._answer("outer", round, mine, theirs, my_weight)
+    async def outer(self, effect: ApplyOuter) -> Digest:
+        await self._answer("outer", effect)
+        return WEIGHTS
+
+    async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
+        await self._answer("sample", boot, step, steps)
+        return Sampled(step, bytes(steps), 7)
+
+    async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
+        await self._answer("add", frames)
+
+    async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
+        await self._answer("name", less)
+        return WEIGHTS
+
+    async def catch_up(self, source: PeerId) -> Resumed:
+        await self._answer("catch up", source)
+        return Resumed(Round(9), WEIGHTS)
 
 
 class Wire:
@@ -202,20 +223,21 @@ def abort(n: int) -> Abort:
     return Abort(digest_of(bytes([n])))
 
 
-APPLY = ApplyOuter(Round(3), X, Y, 0.25)
+APPLY = ApplyOuter(Round(3), 2, X, (Share(X, Round(2), 0.25), Share(Y, Round(1), 0.75)))
+SNAPSHOT = Snapshot(Round(3), 2)
 
 
 def test_the_worker_is_asked_in_order_and_its_answers_are_told() -> None:
     worker = Worker()
-    heard = play(APPLY, Snapshot(Round(3)), RunInner(Round(4), 8), CloseInner(), worker=worker)
+    heard = play(APPLY, SNAPSHOT, RunInner(Round(4), 8), CloseInner(), worker=worker)
     assert events(heard) == [
-        OuterDone(Round(3)),
-        SnapshotDone(Round(3), X, 99),
+        OuterDone(Round(3), WEIGHTS),
+        SnapshotDone(Round(3), 2, X, 99),
         InnerDone(8, 7),
     ]
     assert [asked for asked in worker.asked if asked != ("close",)] == [
-        ("outer", 3, X, Y, 0.25),
-        ("snapshot", 3),
+        ("outer", APPLY),
+        ("snapshot", 3, 2),
         ("inner", 4, 8),
     ]
 
@@ -228,18 +250,18 @@ def test_what_is_asked_for_has_begun_before_the_next_event_is_looked_at() -> Non
 
 def test_a_lost_worker_fails_whatever_it_was_asked_for() -> None:
     worker = Worker(WorkerLost("killed"))
-    heard = play(APPLY, Snapshot(Round(3)), RunInner(Round(4), 8), worker=worker)
+    heard = play(APPLY, SNAPSHOT, RunInner(Round(4), 8), worker=worker)
     assert events(heard) == [OuterFailed("killed"), SnapshotFailed("killed"), InnerFailed("killed")]
 
 
 def test_a_payload_that_the_worker_refuses_is_told_as_refused() -> None:
-    heard = play(APPLY, worker=Worker(Malformed("3 bytes, expected 7")))
-    assert events(heard) == [OuterRefused("3 bytes, expected 7")]
+    heard = play(APPLY, worker=Worker(PayloadRefused(Y, "3 bytes, expected 7")))
+    assert events(heard) == [OuterRefused(Y, "3 bytes, expected 7")]
 
 
 def test_what_a_former_worker_answers_is_not_told() -> None:
     worker, wire = Worker(takes_s=2.0), Wire()
-    asked = APPLY, Snapshot(Round(3)), RunInner(Round(4), 8)
+    asked = APPLY, SNAPSHOT, RunInner(Round(4), 8)
     assert play(*asked, worker=worker, wire=wire, resumed_at=1.0) == [(1.0, AGAIN)]
     assert wire.done == [("release", X)]  # the payload that nobody was told of
 
@@ -248,6 +270,19 @@ def test_a_new_worker_is_not_asked_for_what_was_decided_before() -> None:
     worker = Worker()
     assert play(APPLY, RunInner(Round(4), 8), worker=worker, resumed_at=0.0) == [(0.0, AGAIN)]
     assert worker.asked == []
+
+
+def test_who_catches_up_hears_where_it_stands_and_nothing_of_before() -> None:
+    worker = Worker(takes_s=2.0)
+    heard = play(RunInner(Round(4), 8), CatchUp(BOB), worker=worker)
+    assert heard == [(2.0, InnerDone(8, 7)), (2.0, Resumed(Round(9), WEIGHTS))]
+    assert worker.asked == [("inner", 4, 8), ("catch up", BOB)]
+
+
+def test_a_member_that_gives_no_weights_is_told() -> None:
+    gone = Worker(PeerUnavailable(BOB, "gone"))
+    expected = [CatchUpFailed(str(PeerUnavailable(BOB, "gone")))]
+    assert events(play(CatchUp(BOB), worker=gone)) == expected
 
 
 def test_a_payload_is_fetched_or_the_failure_is_told() -> None:
@@ -265,7 +300,7 @@ def test_a_released_payload_is_not_fetched_any_further() -> None:
 
 def test_its_own_and_fetched_payloads_are_released_once() -> None:
     wire = Wire()
-    script = Script(Snapshot(Round(3)), Fetch(Y, 99, BOB), then=[Release(X), Release(Y)] * 2)
+    script = Script(SNAPSHOT, Fetch(Y, 99, BOB), then=[Release(X), Release(Y)] * 2)
     driver = quiet(script, wire)
 
     async def main() -> None:
@@ -408,7 +443,7 @@ class Swarm:
             toy = ToyLearner(id, np.full(3, float(n)), CONFIG)
             self.learners[id] = MemoryLearner(toy, arena)
             self.network.drivers[id] = Driver(
-                Noloco(id, CONFIG, run=RUN, rounds=rounds, max_tokens=20),
+                Noloco(id, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=20),
                 learner=self.learners[id],
                 network=self.ports[id],
                 journal=self.notes[id],
@@ -436,7 +471,7 @@ class Swarm:
                 task.cancel()
 
     def made(self, id: PeerId) -> int:
-        return sum(closed.exchange is not None for closed in self.notes[id].rounds)
+        return sum(closed.receipt is not None for closed in self.notes[id].rounds)
 
 
 def test_four_peers_train_to_the_last_round_and_agree() -> None:
@@ -471,7 +506,7 @@ def test_a_peer_whose_worker_dies_goes_on_from_its_last_round() -> None:
             await asyncio.sleep(4.3)
             swarm.learners[BOB].kill()
             await asyncio.sleep(1.0)
-            await swarm.network.drivers[BOB].post(Resumed(swarm.learners[BOB].restart()))
+            await swarm.network.drivers[BOB].post(swarm.learners[BOB].restart())
 
     swarm.train(trouble(), ends=PEERS)
     assert swarm.notes[BOB].done.is_set()

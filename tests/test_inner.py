@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from protocol.spec import GptConfig, InnerConfig
+from protocol.model import GptConfig, InnerConfig
 from trainers.inner import Inner, lr_at
 from trainers.model import initial_weights, model_on, num_decayed
 
@@ -67,6 +67,24 @@ def test_a_step_at_rate_zero_changes_nothing() -> None:
     assert torch.equal(inner.theta_P, start())
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_whole_batch(parts: int) -> None:
+    whole = Inner(MODEL, InnerConfig(batch=4), start())
+    cut = Inner(MODEL, InnerConfig(batch=4, accumulate=parts), start())
+    inputs, targets = tokens(0)[:, :-1], tokens(0)[:, 1:]
+    loss = whole.backward(inputs, targets)
+    assert cut.backward(inputs, targets).item() == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(cut.gradient_P, whole.gradient_P, rtol=0, atol=1e-6)
+
+
+def test_a_gradient_does_not_grow_from_batch_to_batch() -> None:
+    inner = Inner(MODEL, InnerConfig(), start())
+    inner.backward(tokens(0)[:, :-1], tokens(0)[:, 1:])
+    first_P = inner.gradient_P.clone()
+    inner.backward(tokens(0)[:, :-1], tokens(0)[:, 1:])
+    assert torch.equal(inner.gradient_P, first_P)
+
+
 def test_a_restored_optimizer_goes_on_to_the_bit() -> None:
     unbroken = Inner(MODEL, InnerConfig(), start())
     train(unbroken, range(3))
@@ -90,7 +108,7 @@ def test_only_matrices_decay() -> None:
     """With no gradient worth the name, decay alone moves the weights."""
     inner = Inner(MODEL, InnerConfig(weight_decay=10.0, clip=1e-6), torch.ones_like(start()))
     decayed = num_decayed(MODEL)
-    inner._gradient_P.zero_()
+    inner.gradient_P.zero_()
     for group in inner._optimizer.param_groups:
         group["lr"] = 0.01
     inner._optimizer.step()

@@ -10,18 +10,20 @@ from memory_network import in_virtual_time
 from samples import OTHER, spec
 
 from node.arena import Arena
-from node.joining import HEADER_BYTES, fetch_checkpoint
+from node.joining import HEADER_BYTES, SHARED_BYTES, fetch_checkpoint
 from node.telemetry import Waits
 from protocol import codec, rpc
 from protocol.envelope import Domain
 from protocol.errors import PeerUnavailable, RemoteProtocolError
+from protocol.fragments import num_parameters
 from protocol.ids import PeerId, Round, digest_of
 from protocol.messages import Checkpoint
-from protocol.payload import num_parameters
-from protocol.spec import GptConfig
+from protocol.model import GptConfig
 
 SPEC = spec(model=GptConfig(layers=1, heads=1, width=8, context=8, vocab=300))
-NUMBERS = 8 * num_parameters(SPEC.model)
+PARAMETERS = num_parameters(SPEC.model)
+NUMBERS = 8 * PARAMETERS
+MOST = NUMBERS + SHARED_BYTES * PARAMETERS + HEADER_BYTES
 DATA = bytes(NUMBERS + 200)
 
 
@@ -54,7 +56,7 @@ class Donor:
 
 async def fetched(donor: Donor, arena: Arena, waits: Waits) -> Checkpoint:
     return await fetch_checkpoint(
-        OTHER.peer, run=SPEC.run, model=SPEC.model, caller=donor, arena=arena, waits=waits
+        OTHER.peer, run=SPEC.run, spec=SPEC, caller=donor, arena=arena, waits=waits
     )
 
 
@@ -78,7 +80,7 @@ def test_an_honest_checkpoint_is_held_under_its_name() -> None:
     assert asyncio.run(take()) == DATA
 
 
-@pytest.mark.parametrize("size_bytes", [1, NUMBERS, NUMBERS + HEADER_BYTES + 1, 1 << 33])
+@pytest.mark.parametrize("size_bytes", [1, NUMBERS, MOST + 1, 1 << 33])
 def test_a_checkpoint_that_this_model_cannot_have_is_refused_unseen(size_bytes: int) -> None:
     refused(Donor(size_bytes=size_bytes), RemoteProtocolError, "offered a checkpoint of")
 

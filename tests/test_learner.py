@@ -21,12 +21,21 @@ from node import learner as learner_module
 from node import worker_life
 from node import worker_wire as wire
 from node.arena import Arena
-from node.learner import InnerResult, Learner, OuterRefused, StartRefused
-from protocol.errors import ConfigError, WorkerLost
+from node.learner import InnerResult, Learner, StartRefused
+from node.snapshots import snapshot_files
+from protocol.algorithms import (
+    DilocoConfig,
+    LocalConfig,
+    NolocoConfig,
+    StreamingConfig,
+    SyncConfig,
+)
+from protocol.errors import ConfigError, PayloadRefused, WorkerLost
+from protocol.fragments import num_parameters
 from protocol.ids import Digest, Round
 from protocol.messages import Checkpoint
-from protocol.payload import num_parameters, payload_bytes
-from protocol.spec import NolocoConfig
+from protocol.payload import payload_bytes
+from trainers.effects import ApplyOuter, Share
 
 pytestmark = [pytest.mark.libp2p, pytest.mark.timeout(120)]
 
@@ -42,7 +51,7 @@ class Peer:
     learner: Learner
     arena: Arena
     directory: Path
-    resumed: asyncio.Queue[Round]
+    resumed: asyncio.Queue[wire.Ready]
     save_failed: asyncio.Queue[str]
 
 
@@ -52,7 +61,7 @@ async def peer(run: SmallRun, name: bytes = b"\x01", **changes: str | int) -> As
     setup = replace(run.setup(name), **changes)  # type: ignore[arg-type]
     directory = Path(setup.directory)
     arena = Arena()
-    resumed: asyncio.Queue[Round] = asyncio.Queue()
+    resumed: asyncio.Queue[wire.Ready] = asyncio.Queue()
     save_failed: asyncio.Queue[str] = asyncio.Queue()
     learner = Learner(
         setup,
@@ -72,22 +81,32 @@ async def peer(run: SmallRun, name: bytes = b"\x01", **changes: str | int) -> As
     assert not (directory / "worker.sock").exists()
 
 
+def alone(round: int, mine: Digest) -> ApplyOuter:
+    """The outer step of a round with nobody."""
+    return ApplyOuter(Round(round + 1), 0, mine, ())
+
+
+def pair(mine: Digest, *both: Digest) -> ApplyOuter:
+    """The outer step of round 0 with the mean of two payloads."""
+    return ApplyOuter(R1, 0, mine, tuple(Share(digest, R0, 0.5) for digest in both))
+
+
 def snapshots(directory: Path) -> list[str]:
-    return [path.name for path in wire.snapshot_files(directory)]
+    return [path.name for path in snapshot_files(directory)]
 
 
 async def test_a_worker_trains_goes_a_round_alone_and_is_gone_at_the_end(tmp_path: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     async with peer(small_run(tmp_path)) as me:
         learner = me.learner
-        assert await learner.start(wire.StartFresh()) == 0
+        assert (await learner.start(wire.StartFresh())).round == 0
         before = await learner.evaluate()
         for round in range(5):
             assert await learner.inner(Round(round), 4) == InnerResult(4, 4 * TOKENS)
-            digest, size = await learner.snapshot(Round(round))
+            digest, size = await learner.snapshot(Round(round), 0)
             assert (size, digest in me.arena) == (PAYLOAD_BYTES, True)
-            done = await learner.outer(Round(round + 1), digest, None, 1.0)
-            assert (done.round, done.fast_spread) == (round + 1, 0.0)
+            done = await learner.outer(alone(round, digest))
+            assert (done.round, done.spread) == (round + 1, 0.0)
             assert done.gradient_norm > 0
             me.arena.release(digest)
         assert await learner.evaluate() < before - 0.2
@@ -111,29 +130,167 @@ async def test_two_workers_are_equal_after_an_exchange_at_gamma_one(tmp_path: Pa
         for one in both:
             await one.learner.start(wire.StartFresh())
             await one.learner.inner(R0, 4)
-        a, b = [(await one.learner.snapshot(R0))[0] for one in both]
+        a, b = [(await one.learner.snapshot(R0, 0))[0] for one in both]
         assert a != b
         good = bytes(bob.arena.view(b))
         for bad in (good[:-2], good + b"\0\0", good[:-2] + b"\x80\x7f", b"SHP2" + good[4:]):
-            with pytest.raises(OuterRefused):
-                await alice.learner.outer(R1, a, alice.arena.put(bad), 0.5)
+            culprit = alice.arena.put(bad)
+            with pytest.raises(PayloadRefused) as refused:
+                await alice.learner.outer(pair(a, a, culprit))
+            assert refused.value.culprit == culprit
         alice.arena.put(good)
         bob.arena.put(bytes(alice.arena.view(a)))
-        at_alice = await alice.learner.outer(R1, a, b, 0.5)
-        at_bob = await bob.learner.outer(R1, b, a, 0.5)
+        at_alice = await alice.learner.outer(pair(a, a, b))
+        at_bob = await bob.learner.outer(pair(b, a, b))
         assert at_alice.weights == at_bob.weights
-        assert at_alice.fast_spread == at_bob.fast_spread > 0
+        assert at_alice.spread == at_bob.spread > 0
+
+
+def hand_over(alice: Peer, bob: Peer, digests: tuple[Digest, Digest]) -> None:
+    """Each gets what the other has made, as if it had been fetched."""
+    mine, theirs = digests
+    alice.arena.put(bytes(bob.arena.view(theirs)))
+    bob.arena.put(bytes(alice.arena.view(mine)))
+
+
+async def test_a_group_averages_fragment_by_fragment_and_stays_equal_to_the_bit(
+    tmp_path: Path,
+) -> None:
+    """One learner has made a step more than the other, and one is left out once."""
+    run = small_run(tmp_path, StreamingConfig(inner_steps=6, fragment_layers=1, overlap_steps=1))
+    counts = run.spec.fragment_counts()
+    async with peer(run, b"\x01") as alice, peer(run, b"\x02") as bob:
+        both = (alice, bob)
+        for one in both:
+            await one.learner.start(wire.StartFresh())
+        for round in range(4):
+            fragment = round % 2
+            made = []
+            for extra, one in enumerate(both):
+                assert (await one.learner.inner(Round(round), 3 + extra)).steps == 3 + extra
+                made.append(await one.learner.snapshot(Round(round), fragment))
+            a, b = (digest for digest, _ in made)
+            assert [size for _, size in made] == [payload_bytes("e3m0", counts[fragment])] * 2
+            hand_over(alice, bob, (a, b))
+            named = (a,) if round == 2 else (a, b)
+            shares = tuple(Share(digest, Round(round), 1 / len(named)) for digest in named)
+            dones = [
+                await one.learner.outer(ApplyOuter(Round(round + 1), fragment, mine, shares))
+                for one, mine in zip(both, (a, b), strict=True)
+            ]
+            assert dones[0].weights == dones[1].weights
+            assert dones[0].gradient_norm > 0
+
+
+async def test_a_learner_without_a_snapshot_takes_over_what_the_others_averaged(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, DilocoConfig(inner_steps=4))
+    async with peer(run, b"\x01") as alice, peer(run, b"\x02") as bob:
+        for one in (alice, bob):
+            await one.learner.start(wire.StartFresh())
+            await one.learner.inner(R0, 4)
+        a, _ = await alice.learner.snapshot(R0, 0)
+        bob.arena.put(bytes(alice.arena.view(a)))
+        shares = (Share(a, R0, 1.0),)
+        at_alice = await alice.learner.outer(ApplyOuter(R1, 0, a, shares))
+        at_bob = await bob.learner.outer(ApplyOuter(R1, 0, None, shares))
+        assert at_alice.weights == at_bob.weights
+        assert await bob.learner.inner(R1, 5) == InnerResult(5, 5 * TOKENS)  # its four still count
+
+
+async def test_with_sync_the_mean_gradient_moves_all_and_a_joiner_gets_the_optimizer(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, SyncConfig())
+    async with peer(run, b"\x01") as alice, peer(run, b"\x02") as bob:
+        both = (alice, bob)
+        for one in both:
+            await one.learner.start(wire.StartFresh())
+        for round in range(3):
+            a, b = [await gradient(one, round) for one in both]
+            hand_over(alice, bob, (a, b))
+            shares = (Share(a, Round(round), 0.5), Share(b, Round(round), 0.5))
+            dones = [
+                await one.learner.outer(ApplyOuter(Round(round + 1), 0, mine, shares))
+                for one, mine in zip(both, (a, b), strict=True)
+            ]
+            assert dones[0].weights == dones[1].weights
+        exports = [await one.learner.export() for one in both]
+        assert exports[0] == exports[1]  # weights, moments and counters
+        async with peer(run, b"\x03") as joiner:
+            joiner.arena.put(bytes(alice.arena.view(exports[0].digest)))
+            await joiner.learner.start(wire.StartFromCheckpoint(exports[0]))
+            a = await gradient(alice, 3)
+            joiner.arena.put(bytes(alice.arena.view(a)))
+            effects = [
+                ApplyOuter(Round(4), 0, mine, (Share(a, Round(3), 1.0),)) for mine in (a, None)
+            ]
+            dones = [
+                await one.learner.outer(effect)
+                for one, effect in zip((alice, joiner), effects, strict=True)
+            ]
+            assert dones[0].weights == dones[1].weights
+
+
+async def gradient(one: Peer, round: int) -> Digest:
+    """Of one step, held in the arena."""
+    assert await one.learner.inner(Round(round), 1) == InnerResult(1, TOKENS)
+    return (await one.learner.snapshot(Round(round), 0))[0]
+
+
+async def test_a_local_learner_goes_from_round_to_round_and_on_from_disk(tmp_path: Path) -> None:
+    async with peer(small_run(tmp_path, LocalConfig(inner_steps=3))) as me:
+        await me.learner.start(wire.StartFresh())
+        names = []
+        for round in range(3):
+            assert await me.learner.inner(Round(round), 3) == InnerResult(3, 3 * TOKENS)
+            done = await me.learner.outer(ApplyOuter(Round(round + 1), 0, None, ()))
+            names.append((done.round, done.weights))
+        assert len(set(names)) == 3
+        assert me.learner.pid is not None
+        os.kill(me.learner.pid, signal.SIGKILL)
+        ready = await me.resumed.get()
+        assert (ready.round, ready.weights, ready.inner_step) == (3, names[-1][1], 9)
+
+
+async def test_a_started_learner_goes_over_to_a_members_weights(tmp_path: Path) -> None:
+    """What it was training for and its open snapshot are given up; its own optimizer goes on."""
+    run = small_run(tmp_path, DilocoConfig(inner_steps=4))
+    async with peer(run, b"\x01") as member, peer(run, b"\x02") as strayed:
+        for one in (member, strayed):
+            await one.learner.start(wire.StartFresh())
+            await one.learner.inner(R0, 4)
+        digest, _ = await member.learner.snapshot(R0, 0)
+        done = await member.learner.outer(alone(0, digest))
+        checkpoint = await member.learner.export()
+        blob = bytes(member.arena.view(checkpoint.digest))
+        await strayed.learner.snapshot(R0, 0)
+
+        damaged = strayed.arena.put(blob[:-1])
+        with pytest.raises(StartRefused, match="broken"):
+            await strayed.learner.take_over(start_from(checkpoint, damaged))
+
+        strayed.arena.put(blob)
+        async with asyncio.TaskGroup() as tasks:
+            inner = tasks.create_task(strayed.learner.inner(R1, ENDLESS))
+            await asyncio.sleep(0)  # the order goes out
+            ready = await strayed.learner.take_over(wire.StartFromCheckpoint(checkpoint))
+        assert (ready.round, ready.weights) == (1, done.weights)
+        assert inner.result().steps < ENDLESS
+        assert ready.inner_step >= 4
+        assert await strayed.learner.inner(R1, 4) == InnerResult(4, 4 * TOKENS)
 
 
 async def test_training_goes_on_while_an_exchange_is_under_way(tmp_path: Path) -> None:
     async with peer(small_run(tmp_path)) as me:
         await me.learner.start(wire.StartFresh())
         await me.learner.inner(R0, 4)
-        digest, _ = await me.learner.snapshot(R0)
+        digest, _ = await me.learner.snapshot(R0, 0)
         async with asyncio.TaskGroup() as tasks:
             inner = tasks.create_task(me.learner.inner(R1, ENDLESS))
             await asyncio.sleep(0)  # the order goes out
-            await me.learner.outer(R1, digest, None, 1.0)
+            await me.learner.outer(alone(0, digest))
             assert not inner.done()
             me.learner.close_inner()
         assert 0 < inner.result().steps < ENDLESS
@@ -143,8 +300,8 @@ async def test_a_killed_worker_is_replaced_and_goes_on_from_its_snapshot(tmp_pat
     async with peer(small_run(tmp_path)) as me:
         await me.learner.start(wire.StartFresh())
         await me.learner.inner(R0, 4)
-        digest, _ = await me.learner.snapshot(R0)
-        await me.learner.outer(R1, digest, None, 1.0)
+        digest, _ = await me.learner.snapshot(R0, 0)
+        await me.learner.outer(alone(0, digest))
         async with asyncio.TaskGroup() as tasks:
             inner = tasks.create_task(lost(me.learner, R1))
             await asyncio.sleep(0)
@@ -152,8 +309,8 @@ async def test_a_killed_worker_is_replaced_and_goes_on_from_its_snapshot(tmp_pat
             os.kill(me.learner.pid, signal.SIGKILL)
         assert inner.result() == "the process ended"
         with pytest.raises(WorkerLost, match="being replaced"):
-            await me.learner.snapshot(R1)
-        assert await me.resumed.get() == 1
+            await me.learner.snapshot(R1, 0)
+        assert (await me.resumed.get()).round == 1
         assert await me.learner.inner(R1, 4) == InnerResult(4, 4 * TOKENS)
         assert me.learner.progress is not None
         assert me.learner.progress.inner_step == 8
@@ -178,8 +335,8 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         os.kill(pid, signal.SIGSTOP)
         monkeypatch.setitem(worker_life.DEADLINE_S, wire.Snapshot, 0.4)
         with pytest.raises(WorkerLost, match=r"no answer to Snapshot within 0\.4 s"):
-            await me.learner.snapshot(R0)
-        assert await me.resumed.get() == 0
+            await me.learner.snapshot(R0, 0)
+        assert (await me.resumed.get()).round == 0
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
@@ -204,8 +361,8 @@ async def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
         limit = 2 * PAYLOAD_BYTES  # room for a payload, not for a snapshot
         resource.prlimit(me.learner.pid, resource.RLIMIT_FSIZE, (limit, limit))
         await me.learner.inner(R0, 4)
-        digest, _ = await me.learner.snapshot(R0)
-        await me.learner.outer(R1, digest, None, 1.0)
+        digest, _ = await me.learner.snapshot(R0, 0)
+        await me.learner.outer(alone(0, digest))
         assert "the snapshot of round 1 could not be written" in await me.save_failed.get()
         assert await me.learner.inner(R1, 2) == InnerResult(2, 2 * TOKENS)
         assert [path.name for path in me.directory.glob("snap*")] == kept
@@ -218,8 +375,8 @@ async def test_a_joiner_starts_from_a_members_weights_and_refuses_damaged_ones(
     async with peer(run, b"\x01") as member, peer(run, b"\x02") as joiner:
         await member.learner.start(wire.StartFresh())
         await member.learner.inner(R0, 4)
-        digest, _ = await member.learner.snapshot(R0)
-        done = await member.learner.outer(R1, digest, None, 1.0)
+        digest, _ = await member.learner.snapshot(R0, 0)
+        done = await member.learner.outer(alone(0, digest))
         checkpoint = await member.learner.export()
         blob = bytes(member.arena.view(checkpoint.digest))
 
@@ -232,7 +389,7 @@ async def test_a_joiner_starts_from_a_members_weights_and_refuses_damaged_ones(
             await joiner.learner.start(wire.StartFromCheckpoint(wrong))
 
         joiner.arena.put(blob)
-        assert await joiner.learner.start(wire.StartFromCheckpoint(checkpoint)) == 1
+        assert (await joiner.learner.start(wire.StartFromCheckpoint(checkpoint))).round == 1
         assert (await joiner.learner.export()).weights == done.weights
         assert snapshots(joiner.directory) == ["snapshot-00000001-0000000000000.safetensors"]
 
@@ -248,7 +405,7 @@ async def test_a_directory_without_snapshots_can_be_started_otherwise(tmp_path: 
         assert not me.learner.has_snapshot
         with pytest.raises(StartRefused, match="no snapshot in"):
             await me.learner.start(wire.StartFromDisk())
-        assert await me.learner.start(wire.StartFresh()) == 0
+        assert (await me.learner.start(wire.StartFresh())).round == 0
         assert me.learner.has_snapshot
 
 

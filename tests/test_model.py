@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator
 
-from protocol.payload import num_parameters
-from protocol.spec import GptConfig
+from protocol.fragments import num_parameters
+from protocol.model import GptConfig
 from trainers.model import Gpt, initial_weights, model_on, num_decayed, views
 
 SMALL = GptConfig(layers=2, heads=2, width=16, context=8, vocab=300)

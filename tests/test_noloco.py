@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
 from protocol.messages import (
@@ -16,48 +19,53 @@ from protocol.messages import (
     Propose,
     Refuse,
 )
-from protocol.spec import NolocoConfig
-from trainers.machine import (
+from trainers.effects import (
     ApplyOuter,
-    AskAgain,
     Blame,
     Closed,
     CloseInner,
-    DecisionsSeen,
-    DoubtDeadline,
     Effect,
-    ExchangeDeadline,
     Fetch,
+    Finished,
+    Publish,
+    Release,
+    RunInner,
+    Send,
+    SetTimer,
+    Share,
+    Snapshot,
+    Wait,
+)
+from trainers.events import (
+    DecisionsSeen,
     Fetched,
     FetchFailed,
-    Finished,
     InnerDone,
     InnerFailed,
     MembersChanged,
     OuterDone,
     OuterRefused,
-    ProposalDeadline,
-    Publish,
     Received,
-    Release,
     Resumed,
-    RunInner,
-    SearchDeadline,
-    Send,
     SendFailed,
-    SetTimer,
-    Snapshot,
     SnapshotDone,
     TimerFired,
-    Wait,
 )
 from trainers.noloco import Noloco
-from trainers.pairs import edge_key
+from trainers.pairs import edge_key, fragment_in_turn
+from trainers.timers import (
+    AskAgain,
+    DoubtDeadline,
+    ExchangeDeadline,
+    ProposalDeadline,
+    SearchDeadline,
+)
 
 RUN = RunId(digest_of(b"run"))
 ALICE, BOB, CAROL, DAVE = sorted(Signer(bytes([n]) * 32).peer for n in range(4))
 CONFIG = NolocoConfig(inner_steps=8, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
 TOKENS = 800
+WEIGHTS = digest_of(b"weights")
 
 
 def payload(name: str) -> Digest:
@@ -66,17 +74,17 @@ def payload(name: str) -> Digest:
 
 def machine(me: PeerId = ALICE, *members: PeerId, rounds: int = 9) -> Noloco:
     """A peer in round 0, training since 0.0."""
-    trainer = Noloco(me, CONFIG, run=RUN, rounds=rounds, max_tokens=TOKENS)
+    trainer = Noloco(me, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=TOKENS)
     trainer.handle(MembersChanged(tuple(sorted(members))), 0.0)
-    assert trainer.handle(Resumed(Round(0)), 0.0) == [RunInner(Round(0), 8)]
+    assert trainer.handle(Resumed(Round(0), WEIGHTS), 0.0) == [RunInner(Round(0), 8)]
     return trainer
 
 
 def searching(me: PeerId = ALICE, *members: PeerId, rounds: int = 9) -> Noloco:
     """A peer that offers payload "a" since 8.0 and has told what it asked for then."""
     trainer = machine(me, *members, rounds=rounds)
-    assert trainer.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0))]
-    trainer.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    assert trainer.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0), 0)]
+    trainer.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     return trainer
 
 
@@ -88,17 +96,31 @@ def accept(name: str = "b", round: int = 0, size: int = 100, tokens: int = 400) 
     return Accept(payload("a"), Round(round), payload(name), size, tokens)
 
 
-def exchange(proposer: PeerId, partner: PeerId, names: str, round: int = 0) -> Exchange:
+def exchange(proposer: PeerId, partner: PeerId, names: str, theirs: int = 0) -> Exchange:
     return Exchange(
-        round=Round(round),
         fragment=0,
         proposer=proposer,
         partner=partner,
+        proposer_round=Round(0),
+        partner_round=Round(theirs),
         proposer_digest=payload(names[0]),
         partner_digest=payload(names[1]),
         proposer_tokens=400,
         partner_tokens=400,
     )
+
+
+def alone(round: int = 1, fragment: int = 0) -> ApplyOuter:
+    return ApplyOuter(Round(round), fragment, payload("a"), ())
+
+
+def averaged(exchange: Exchange, weight: float = 0.5) -> ApplyOuter:
+    """Alice's outer step; the weight is the proposer's."""
+    shares = (
+        Share(exchange.proposer_digest, exchange.proposer_round, weight),
+        Share(exchange.partner_digest, exchange.partner_round, 1 - weight),
+    )
+    return ApplyOuter(Round(exchange.round + 1), exchange.fragment, payload("a"), shares)
 
 
 def but_waits(effects: list[Effect]) -> list[Effect]:
@@ -117,7 +139,7 @@ def partner() -> Noloco:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 8.0)
     alice.handle(Received(BOB, propose("b")), 8.0)
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     alice.handle(Fetched(payload("b")), 9.0)
     return alice
 
@@ -130,8 +152,8 @@ THEIRS = exchange(BOB, ALICE, "ba")
 
 def test_trains_on_while_it_looks_for_a_partner() -> None:
     alice = machine(ALICE, BOB)
-    assert alice.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0))]
-    assert alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0) == [
+    assert alice.handle(InnerDone(8, 400), 8.0) == [Snapshot(Round(0), 0)]
+    assert alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0) == [
         RunInner(Round(1), 8),
         SetTimer(28.0, SearchDeadline(payload("a"))),
         Wait("a partner", None, 28.0),
@@ -145,7 +167,7 @@ def test_proposes_to_the_candidate_with_the_lowest_edge_key_then_to_the_next() -
     others = sorted((BOB, CAROL, DAVE), key=lambda p: edge_key(RUN, Round(0), 0, ALICE, p))
     alice = machine(ALICE, BOB, CAROL, DAVE)
     alice.handle(InnerDone(8, 400), 8.0)
-    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    effects = alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert [e.to for e in effects if isinstance(e, Send)] == [others[0]]
     effects = alice.handle(Received(others[0], Refuse(payload("a"), "taken", 0.0)), 9.0)
     assert [e.to for e in effects if isinstance(e, Send)] == [others[1]]
@@ -167,10 +189,8 @@ def test_the_proposer_applies_with_payload_and_receipt_then_commits() -> None:
         SetTimer(29.0, ExchangeDeadline(payload("a"))),
     ]
     assert alice.handle(Fetched(payload("b")), 10.0) == []
-    assert alice.handle(Received(BOB, Have(BOTH)), 10.0) == [
-        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
-    ]
-    assert alice.handle(OuterDone(Round(1)), 10.5) == [
+    assert alice.handle(Received(BOB, Have(BOTH)), 10.0) == [averaged(BOTH)]
+    assert alice.handle(OuterDone(Round(1), WEIGHTS), 10.5) == [
         Send(BOB, Commit(BOTH)),
         Release(payload("b")),
         Publish((Decision(payload("a"), payload("b")),)),
@@ -183,25 +203,21 @@ def test_the_proposer_applies_with_payload_and_receipt_then_commits() -> None:
 def test_receipt_before_payload_is_as_good() -> None:
     alice = proposer()
     assert alice.handle(Received(BOB, Have(BOTH)), 10.0) == []
-    assert alice.handle(Fetched(payload("b")), 10.0) == [
-        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
-    ]
+    assert alice.handle(Fetched(payload("b")), 10.0) == [averaged(BOTH)]
 
 
 def test_the_partner_promises_and_applies_only_on_commit() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 4.0)
     assert alice.handle(Received(BOB, propose("b")), 4.0) == []  # kept until the snapshot
-    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 4.0)
+    effects = alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 4.0)
     assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
     assert but_waits(alice.handle(Fetched(payload("b")), 5.0)) == [
         Send(BOB, Have(THEIRS)),
         SetTimer(10.0, AskAgain(payload("b"))),
     ]
-    assert alice.handle(Received(BOB, Commit(THEIRS)), 6.0) == [
-        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
-    ]
-    assert alice.handle(OuterDone(Round(1)), 6.5) == [
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 6.0) == [averaged(THEIRS)]
+    assert alice.handle(OuterDone(Round(1), WEIGHTS), 6.5) == [
         Release(payload("b")),
         Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
@@ -220,11 +236,9 @@ def test_an_exchange_takes_both_to_the_larger_round_plus_one() -> None:
     alice = searching(ALICE, BOB)
     alice.handle(Received(BOB, accept(round=3)), 9.0)
     alice.handle(Fetched(payload("b")), 9.0)
-    ahead = exchange(ALICE, BOB, "ab", round=3)
-    assert alice.handle(Received(BOB, Have(ahead)), 9.0) == [
-        ApplyOuter(Round(4), payload("a"), payload("b"), 0.5)
-    ]
-    alice.handle(OuterDone(Round(4)), 9.0)
+    ahead = exchange(ALICE, BOB, "ab", theirs=3)
+    assert alice.handle(Received(BOB, Have(ahead)), 9.0) == [averaged(ahead)]
+    alice.handle(OuterDone(Round(4), WEIGHTS), 9.0)
     assert alice.round == 4
 
 
@@ -235,25 +249,23 @@ def test_weights_follow_tokens_within_bounds() -> None:
     claim = exchange(ALICE, BOB, "ab")
     receipt = Exchange(**{f: getattr(claim, f) for f in claim.__slots__} | {"partner_tokens": 800})
     effects = alice.handle(Received(BOB, Have(receipt)), 9.0)
-    assert effects == [ApplyOuter(Round(1), payload("a"), payload("b"), 400 / 1200)]
+    assert effects == [averaged(receipt, 400 / 1200)]
 
 
 def test_alone_when_nobody_answers_by_the_next_snapshot() -> None:
     alice = searching(ALICE, BOB)
-    assert alice.handle(InnerDone(8, 400), 12.0) == [ApplyOuter(Round(1), payload("a"), None, 1.0)]
-    assert alice.handle(OuterDone(Round(1)), 12.5) == [
+    assert alice.handle(InnerDone(8, 400), 12.0) == [alone()]
+    assert alice.handle(OuterDone(Round(1), WEIGHTS), 12.5) == [
         Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         Closed(Round(0), 400, None, False, "not closed by the next snapshot"),
-        Snapshot(Round(1)),
+        Snapshot(Round(1), 0),
     ]
 
 
 def test_alone_by_the_search_deadline() -> None:
     alice = searching(ALICE)
-    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [
-        ApplyOuter(Round(1), payload("a"), None, 1.0)
-    ]
+    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [alone()]
 
 
 def test_a_late_acceptance_is_answered_with_abort() -> None:
@@ -268,7 +280,7 @@ def test_the_proposer_aborts_at_the_deadline_and_again_when_asked() -> None:
     assert effects == [
         Release(payload("b")),
         Send(BOB, Abort(payload("a"))),
-        ApplyOuter(Round(1), payload("a"), None, 1.0),
+        alone(),
     ]
     late = alice.handle(Received(BOB, Have(BOTH)), 30.0)
     assert late == [Send(BOB, Abort(payload("a")))]
@@ -284,7 +296,7 @@ def test_a_partner_in_doubt_asks_and_believes_the_presence() -> None:
         SetTimer(48.0, DoubtDeadline(payload("b"))),
     ]
     seen = DecisionsSeen(BOB, (Decision(payload("b"), payload("a")),))
-    assert alice.handle(seen, 30.0) == [ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)]
+    assert alice.handle(seen, 30.0) == [averaged(THEIRS)]
     assert alice.handle(TimerFired(AskAgain(payload("b"))), 30.1) == []
 
 
@@ -304,9 +316,9 @@ def test_a_partner_in_doubt_goes_alone_at_twice_the_deadline_and_counts_it() -> 
     assert alice.handle(InnerDone(8, 400), 40.0) == []  # the next snapshot waits
     assert alice.handle(TimerFired(DoubtDeadline(payload("b"))), 48.0) == [
         Release(payload("b")),
-        ApplyOuter(Round(1), payload("a"), None, 1.0),
+        alone(),
     ]
-    effects = alice.handle(OuterDone(Round(1)), 48.5)
+    effects = alice.handle(OuterDone(Round(1), WEIGHTS), 48.5)
     reason = "the proposer's decision never came"
     assert Closed(Round(0), 400, None, True, reason) in effects
 
@@ -315,7 +327,7 @@ def test_a_proposer_that_is_asked_again_repeats_its_commit() -> None:
     alice = proposer()
     alice.handle(Fetched(payload("b")), 10.0)
     alice.handle(Received(BOB, Have(BOTH)), 10.0)
-    alice.handle(OuterDone(Round(1)), 10.5)
+    alice.handle(OuterDone(Round(1), WEIGHTS), 10.5)
     assert alice.handle(Received(BOB, Have(BOTH)), 20.0) == [Send(BOB, Commit(BOTH))]
 
 
@@ -327,7 +339,7 @@ def test_a_failed_fetch_frees_both() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 8.0)
     alice.handle(Received(BOB, propose("b")), 8.0)
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert alice.handle(FetchFailed(payload("b"), "gone"), 10.0) == [
         Release(payload("b")),
         Send(BOB, Refuse(payload("b"), "failed", 0.0)),
@@ -338,11 +350,11 @@ def test_a_payload_that_the_worker_refuses_is_blamed_and_costs_nothing() -> None
     alice = proposer()
     alice.handle(Fetched(payload("b")), 10.0)
     alice.handle(Received(BOB, Have(BOTH)), 10.0)
-    assert alice.handle(OuterRefused("not finite"), 10.5) == [
+    assert alice.handle(OuterRefused(payload("b"), "not finite"), 10.5) == [
         Blame(BOB, "not finite"),
         Release(payload("b")),
         Send(BOB, Abort(payload("a"))),
-        ApplyOuter(Round(1), payload("a"), None, 1.0),
+        alone(),
     ]
 
 
@@ -355,7 +367,7 @@ def test_blames_a_payload_of_another_size() -> None:
 def test_a_proposal_of_a_round_that_the_run_does_not_have_hurries_nobody_and_is_refused() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 8.0)
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert alice.handle(Received(BOB, propose("b", round=9)), 15.0) == [
         Blame(BOB, "a payload of round 9, the run has 9"),
         Send(BOB, Refuse(payload("b"), "failed", 0.0)),
@@ -375,13 +387,11 @@ def test_an_acceptance_with_what_no_honest_peer_has_is_blamed_and_not_fetched(
     alice = searching(ALICE, BOB)
     effects = [Blame(BOB, fault), Send(BOB, Abort(payload("a")))]
     assert alice.handle(Received(BOB, answer), 9.0) == effects
-    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [
-        ApplyOuter(Round(1), payload("a"), None, 1.0)
-    ]
+    assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == [alone()]
 
 
 @pytest.mark.parametrize(
-    "receipt", [exchange(ALICE, BOB, "ab", round=9), exchange(ALICE, BOB, "aa")]
+    "receipt", [exchange(ALICE, BOB, "ab", theirs=9), exchange(ALICE, BOB, "aa")]
 )
 def test_a_receipt_does_not_stand_for_such_an_acceptance(receipt: Exchange) -> None:
     effects = searching(ALICE, BOB).handle(Received(BOB, Have(receipt)), 9.0)
@@ -416,7 +426,7 @@ def test_a_receipt_of_a_peer_that_it_no_longer_waits_for_is_answered_with_abort(
     alice.handle(TimerFired(ProposalDeadline(payload("a"), BOB)), 13.0)
     assert alice.handle(Received(BOB, Have(BOTH)), 14.0) == [Send(BOB, Abort(payload("a")))]
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
-    alice.handle(OuterDone(Round(1)), 28.5)
+    alice.handle(OuterDone(Round(1), WEIGHTS), 28.5)
     assert alice.handle(Received(BOB, Have(BOTH)), 30.0) == [Send(BOB, Abort(payload("a")))]
 
 
@@ -424,21 +434,19 @@ def test_who_has_promised_keeps_to_it_whatever_became_of_its_acceptance() -> Non
     alice = partner()
     lost = Accept(payload("b"), Round(0), payload("a"), 100, 400)
     assert alice.handle(SendFailed(BOB, lost), 10.0) == []
-    assert alice.handle(Received(BOB, Commit(THEIRS)), 11.0) == [
-        ApplyOuter(Round(1), payload("a"), payload("b"), 0.5)
-    ]
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 11.0) == [averaged(THEIRS)]
 
 
 def test_a_pair_that_fails_after_the_search_deadline_is_the_last() -> None:
     alice = machine(ALICE, BOB, CAROL)
     alice.handle(InnerDone(8, 400), 8.0)
     alice.handle(Received(BOB, propose("b")), 8.0)
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0) == []
     assert alice.handle(FetchFailed(payload("b"), "gone"), 29.0) == [
         Release(payload("b")),
         Send(BOB, Refuse(payload("b"), "failed", 0.0)),
-        ApplyOuter(Round(1), payload("a"), None, 1.0),
+        alone(),
     ]
 
 
@@ -448,16 +456,16 @@ def test_says_later_while_it_trains_and_asks_that_peer_first_when_it_is_ready() 
     effects = alice.handle(Received(others[2], propose("b")), 1.0)
     assert effects == [Send(others[2], Refuse(payload("b"), "later", 0.0))]
     alice.handle(InnerDone(8, 400), 8.0)
-    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    effects = alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert Send(others[2], propose("a")) in effects
 
 
 def test_says_how_much_later_once_it_knows_its_speed() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 80.0)  # ten seconds a step
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 80.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 80.0)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 100.0)
-    alice.handle(OuterDone(Round(1)), 100.0)
+    alice.handle(OuterDone(Round(1), WEIGHTS), 100.0)
     effects = alice.handle(Received(BOB, propose("b", round=1)), 110.0)
     assert effects == [Send(BOB, Refuse(payload("b"), "later", 50.0))]
 
@@ -465,12 +473,12 @@ def test_says_how_much_later_once_it_knows_its_speed() -> None:
 def test_closes_its_inner_phase_early_for_a_peer_that_is_ahead() -> None:
     alice = machine(ALICE, BOB)
     alice.handle(InnerDone(8, 400), 80.0)
-    alice.handle(SnapshotDone(Round(0), payload("a"), 100), 80.0)
+    alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 80.0)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 100.0)
-    alice.handle(OuterDone(Round(1)), 100.0)
+    alice.handle(OuterDone(Round(1), WEIGHTS), 100.0)
     assert alice.handle(Received(BOB, propose("b", round=5)), 110.0) == [CloseInner()]
-    assert alice.handle(InnerDone(3, 150), 111.0) == [Snapshot(Round(1))]
-    effects = alice.handle(SnapshotDone(Round(1), payload("c"), 100), 111.0)
+    assert alice.handle(InnerDone(3, 150), 111.0) == [Snapshot(Round(1), 0)]
+    effects = alice.handle(SnapshotDone(Round(1), 0, payload("c"), 100), 111.0)
     assert Send(BOB, Accept(payload("b"), Round(1), payload("c"), 100, 150)) in effects
 
 
@@ -478,7 +486,7 @@ def test_the_last_round_ends_without_more_training() -> None:
     alice = searching(ALICE, BOB, rounds=1)
     alice.handle(TimerFired(ProposalDeadline(payload("a"), BOB)), 13.0)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
-    assert alice.handle(OuterDone(Round(1)), 28.5) == [
+    assert alice.handle(OuterDone(Round(1), WEIGHTS), 28.5) == [
         Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
         Closed(Round(0), 400, None, False, "no partner by the deadline"),
@@ -492,16 +500,16 @@ def test_the_last_round_ends_without_more_training() -> None:
 def test_a_peer_that_had_finished_trains_again_if_its_snapshot_is_older() -> None:
     alice = searching(ALICE, rounds=1)
     alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
-    alice.handle(OuterDone(Round(1)), 28.5)
-    assert alice.handle(Resumed(Round(0)), 40.0) == [RunInner(Round(0), 8)]
-    assert alice.handle(InnerDone(8, 400), 48.0) == [Snapshot(Round(0))]
+    alice.handle(OuterDone(Round(1), WEIGHTS), 28.5)
+    assert alice.handle(Resumed(Round(0), WEIGHTS), 40.0) == [RunInner(Round(0), 8)]
+    assert alice.handle(InnerDone(8, 400), 48.0) == [Snapshot(Round(0), 0)]
     assert not alice.finished
 
 
 def test_the_last_round_does_not_wait_for_a_partner_when_nobody_else_trains() -> None:
     alice = searching(ALICE, BOB, rounds=1)
     alice.handle(Received(BOB, Refuse(payload("a"), "taken", 0.0)), 9.0)
-    assert alice.handle(MembersChanged(()), 10.0) == [ApplyOuter(Round(1), payload("a"), None, 1.0)]
+    assert alice.handle(MembersChanged(()), 10.0) == [alone()]
 
 
 def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:
@@ -512,15 +520,15 @@ def test_a_dead_worker_withdraws_and_training_goes_on_when_it_is_back() -> None:
         Publish((Decision(payload("a"), None),)),
         Release(payload("a")),
     ]
-    assert alice.handle(Resumed(Round(0)), 15.0) == [RunInner(Round(0), 8)]
+    assert alice.handle(Resumed(Round(0), WEIGHTS), 15.0) == [RunInner(Round(0), 8)]
 
 
 def test_a_payload_that_a_new_worker_made_again_is_open_again() -> None:
     alice = proposer()
     alice.handle(InnerFailed("killed"), 10.0)
-    alice.handle(Resumed(Round(0)), 15.0)
+    alice.handle(Resumed(Round(0), WEIGHTS), 15.0)
     alice.handle(InnerDone(8, 400), 23.0)
-    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 23.0)
+    effects = alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 23.0)
     assert effects[1] == Publish(())
     assert Send(BOB, propose("a")) in effects
 
@@ -551,7 +559,7 @@ def test_a_proposal_with_a_lower_key_is_accepted_instead_of_waiting() -> None:
 
 def test_a_new_worker_starts_without_the_pair_of_the_old_one() -> None:
     alice = partner()
-    assert alice.handle(Resumed(Round(0)), 10.0) == [
+    assert alice.handle(Resumed(Round(0), WEIGHTS), 10.0) == [
         Release(payload("b")),
         Send(BOB, Refuse(payload("b"), "failed", 0.0)),
         Publish((Decision(payload("a"), None),)),
@@ -563,12 +571,93 @@ def test_a_new_worker_starts_without_the_pair_of_the_old_one() -> None:
 
 def test_a_snapshot_of_a_worker_that_is_gone_is_released() -> None:
     alice = machine(ALICE, BOB)
-    effects = alice.handle(SnapshotDone(Round(0), payload("a"), 100), 8.0)
+    effects = alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
     assert effects == [Release(payload("a"))]
 
 
-@pytest.mark.parametrize("stale", [Fetched(payload("x")), OuterDone(Round(7))])
+@pytest.mark.parametrize("stale", [Fetched(payload("x")), OuterDone(Round(7), WEIGHTS)])
 def test_answers_to_what_is_over_change_nothing(stale: Fetched | OuterDone) -> None:
     alice = searching(ALICE)
     assert [e for e in alice.handle(stale, 9.0) if not isinstance(e, Release)] == []
     assert alice.round == 0
+
+
+# --- fragments --------------------------------------------------------------------------
+
+
+def in_parts(*members: PeerId, fragments: int = 3) -> Noloco:
+    """Alice, training in round 0 of a model in fragments."""
+    trainer = Noloco(ALICE, CONFIG, run=RUN, rounds=9, fragments=fragments, max_tokens=TOKENS)
+    trainer.handle(MembersChanged(tuple(sorted(members))), 0.0)
+    assert trainer.handle(Resumed(Round(0), WEIGHTS), 0.0) == [RunInner(Round(0), 2)]
+    return trainer
+
+
+def of_fragment(fragment: int, name: str = "b", round: int = 0) -> Propose:
+    return replace(propose(name, round), fragment=fragment)
+
+
+def test_every_fragment_has_its_turn_once_a_cycle_in_an_order_that_changes() -> None:
+    cycles = [
+        [fragment_in_turn(RUN, Round(4 * cycle + turn), 4) for turn in range(4)]
+        for cycle in range(12)
+    ]
+    assert all(sorted(cycle) == [0, 1, 2, 3] for cycle in cycles)
+    assert len({tuple(cycle) for cycle in cycles}) > 4
+
+
+def test_a_round_has_its_share_of_the_steps_and_exchanges_the_fragment_in_turn() -> None:
+    alice = in_parts(BOB)
+    turn = fragment_in_turn(RUN, Round(0), 3)
+    assert alice.handle(InnerDone(2, 400), 2.0) == [Snapshot(Round(0), turn)]
+    effects = alice.handle(SnapshotDone(Round(0), turn, payload("a"), 100), 2.0)
+    assert effects[0] == RunInner(Round(1), 3)
+    assert Send(BOB, of_fragment(turn, "a")) in effects
+
+
+def test_a_peer_that_is_ahead_has_its_fragment_exchanged() -> None:
+    alice = in_parts(BOB)
+    other = (fragment_in_turn(RUN, Round(0), 3) + 1) % 3
+    alice.handle(Received(BOB, of_fragment(other, round=4)), 1.0)
+    assert alice.handle(InnerDone(2, 400), 2.0) == [Snapshot(Round(0), other)]
+    effects = alice.handle(SnapshotDone(Round(0), other, payload("a"), 100), 2.0)
+    assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
+
+
+def test_pairs_exchange_one_fragment_and_another_is_refused() -> None:
+    alice = in_parts(BOB)
+    turn = fragment_in_turn(RUN, Round(0), 3)
+    other = (turn + 1) % 3
+    alice.handle(InnerDone(2, 400), 2.0)
+    alice.handle(Received(BOB, of_fragment(other, "b")), 2.0)  # while the snapshot is made
+    effects = alice.handle(SnapshotDone(Round(0), turn, payload("a"), 100), 2.0)
+    assert Send(BOB, Refuse(payload("b"), "fragment", 0.0)) in effects
+    refused = [Send(CAROL, Refuse(payload("c"), "fragment", 0.0))]
+    assert alice.handle(Received(CAROL, of_fragment(other, "c")), 3.0) == refused
+
+
+def test_a_fragment_that_the_run_does_not_have_is_blamed() -> None:
+    alice = in_parts(BOB)
+    assert alice.handle(Received(BOB, of_fragment(3, "b", round=4)), 1.0) == [
+        Blame(BOB, "a payload of fragment 3, the run has 3"),
+        Send(BOB, Refuse(payload("b"), "failed", 0.0)),
+    ]
+
+
+def test_a_pair_averages_payloads_of_its_fragment_and_of_its_rounds() -> None:
+    alice = in_parts(BOB)
+    turn = fragment_in_turn(RUN, Round(0), 3)
+    alice.handle(InnerDone(2, 400), 2.0)
+    alice.handle(SnapshotDone(Round(0), turn, payload("a"), 100), 2.0)
+    alice.handle(Received(BOB, accept("b", round=5)), 3.0)
+    alice.handle(Fetched(payload("b")), 4.0)
+    both = replace(exchange(ALICE, BOB, "ab", theirs=5), fragment=turn)
+    assert averaged(both) in alice.handle(Received(BOB, Have(both)), 4.0)
+
+
+def test_alone_the_fragment_in_turn_takes_its_own_step() -> None:
+    alice = in_parts(BOB)
+    turn = fragment_in_turn(RUN, Round(0), 3)
+    alice.handle(InnerDone(2, 400), 2.0)
+    alice.handle(SnapshotDone(Round(0), turn, payload("a"), 100), 2.0)
+    assert alone(1, turn) in alice.handle(InnerDone(3, 600), 5.0)

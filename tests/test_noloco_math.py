@@ -1,6 +1,7 @@
-"""The invariants of NoLoCo's outer step, N1 to N10 of docs/noloco.md, on the real functions.
+"""The invariants of NoLoCo's outer step, N1 to N10 of docs/algorithms.md, on the real functions.
 
-N7 is diloco's; that a spec refuses what N8 shows is tested with the spec.
+N1 with payloads, N6 over many rounds and N7 are in test_outer_pair.py; that a spec refuses what
+N8 shows is tested with the spec.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from protocol.payload import payload_bytes
-from protocol.spec import GptConfig, InnerConfig
+from protocol.model import GptConfig, InnerConfig
+from protocol.payload import Label
 from trainers import compress, outer
 from trainers.inner import Inner
 from trainers.model import initial_weights
@@ -26,6 +27,30 @@ def rng(seed: int) -> Generator:
 
 def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=rng(seed))
+
+
+def pair_step(
+    phi: Tensor, delta: Tensor, mean: Tensor, *, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    return outer.heavy_ball(phi, delta, outer.pair_pull(mean, phi, gamma=gamma), alpha=alpha)
+
+
+def alone_step(
+    phi: Tensor, delta: Tensor, theta: Tensor, *, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    return outer.heavy_ball(phi, delta, outer.alone_pull(phi, theta, beta=beta), alpha=alpha)
+
+
+def pair_mean(mine: Tensor, theirs: Tensor, my_weight: float) -> Tensor:
+    return outer.weighted_mean([mine, theirs], [my_weight, 1.0 - my_weight])
+
+
+def through(codec: str, vector: Tensor, noise: Generator) -> Tensor:
+    """As a partner decodes it."""
+    label = Label(codec=codec, content="vector", fragment=0, round=0, count=len(vector))
+    buffer = bytearray(label.payload_bytes)
+    compress.encode(vector, label, noise, buffer)
+    return compress.decode(buffer, label)
 
 
 def two_vector_step(
@@ -45,9 +70,9 @@ def matched_step(
     order_TN = torch.rand(phis_TN.shape, generator=rng(seed)).argsort(dim=1)
     left, right = order_TN[:, 0::2], order_TN[:, 1::2]
     v_TN = outer.pair_vector(torch.zeros_like(phis_TN), phis_TN, beta=0.0, gamma=gamma)
-    mean = outer.pair_mean(v_TN.gather(1, left), v_TN.gather(1, right), 0.5)
+    mean = pair_mean(v_TN.gather(1, left), v_TN.gather(1, right), 0.5)
     mean_TN = torch.empty_like(v_TN).scatter_(1, left, mean).scatter_(1, right, mean)
-    return outer.pair_step(phis_TN, deltas_TN, mean_TN, alpha=alpha, gamma=gamma)
+    return pair_step(phis_TN, deltas_TN, mean_TN, alpha=alpha, gamma=gamma)
 
 
 def spread(phis_TN: Tensor) -> float:
@@ -60,8 +85,8 @@ def test_n1_one_vector_equals_two(gamma: float) -> None:
     expected = two_vector_step(phis, deltas, thetas, alpha=ALPHA, beta=BETA, gamma=gamma)
     v = [outer.pair_vector(thetas[i], phis[i], beta=BETA, gamma=gamma) for i in (0, 1)]
     for me in (0, 1):
-        mean = outer.pair_mean(v[me], v[1 - me], 0.5)
-        phi, delta = outer.pair_step(phis[me], deltas[me], mean, alpha=ALPHA, gamma=gamma)
+        mean = pair_mean(v[me], v[1 - me], 0.5)
+        phi, delta = pair_step(phis[me], deltas[me], mean, alpha=ALPHA, gamma=gamma)
         torch.testing.assert_close(phi, expected[0][me], rtol=0, atol=1e-14)
         torch.testing.assert_close(delta, expected[1][me], rtol=0, atol=1e-14)
 
@@ -69,7 +94,7 @@ def test_n1_one_vector_equals_two(gamma: float) -> None:
 def test_n1_the_printed_minus_sign_is_not_what_we_do() -> None:
     """One peer at beta 1 lands on its own fast weights, not on the far side of phi."""
     phi, theta = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])
-    after, _ = outer.alone_step(phi, torch.zeros(2), theta, alpha=0.0, beta=1.0)
+    after, _ = alone_step(phi, torch.zeros(2), theta, alpha=0.0, beta=1.0)
     assert torch.equal(after, theta)
 
 
@@ -108,28 +133,26 @@ def test_n5_alone_at_beta_one_training_is_not_disturbed() -> None:
             inner.step(tokens[:, :-1], tokens[:, 1:], 1e-3)
         if step % 4 == 3:
             theta = apart.theta_P.clone()
-            phi, delta = outer.alone_step(phi, delta, theta, alpha=0.0, beta=1.0)
+            phi, delta = alone_step(phi, delta, theta, alpha=0.0, beta=1.0)
             apart.theta_P.add_(outer.overlap_shift(phi, theta))
-    torch.testing.assert_close(apart.theta_P, whole.theta_P, rtol=0, atol=1e-6)
+    torch.testing.assert_close(apart.theta_P, whole.theta_P, rtol=0, atol=5e-6)  # key biases
 
 
 def test_n6_equal_peers_do_what_one_does_to_the_bit() -> None:
     phi, delta, theta = (normal(1000, seed=s) for s in (8, 9, 10))
     v = outer.pair_vector(theta, phi, beta=BETA, gamma=GAMMA)
-    buffer = bytearray(payload_bytes("fp32", 1000))
-    compress.encode(v, "fp32", rng(0), buffer)
-    theirs = compress.decode(buffer, "fp32", 1000)
-    pair = outer.pair_step(phi, delta, outer.pair_mean(v, theirs, 0.5), alpha=ALPHA, gamma=GAMMA)
-    single = outer.pair_step(phi, delta, v, alpha=ALPHA, gamma=GAMMA)
+    theirs = through("fp32", v, rng(0))
+    pair = pair_step(phi, delta, pair_mean(v, theirs, 0.5), alpha=ALPHA, gamma=GAMMA)
+    single = pair_step(phi, delta, v, alpha=ALPHA, gamma=GAMMA)
     assert torch.equal(pair[0], single[0])
-    heavy_ball = outer.alone_step(phi, delta, theta, alpha=ALPHA, beta=BETA)
+    heavy_ball = alone_step(phi, delta, theta, alpha=ALPHA, beta=BETA)
     torch.testing.assert_close(pair[0], heavy_ball[0], rtol=0, atol=1e-6)
 
 
 def test_n6_the_mean_is_the_same_on_both_sides_to_the_bit() -> None:
     a, b = normal(1000, seed=11), normal(1000, seed=12)
-    assert torch.equal(outer.pair_mean(a, b, 0.5), outer.pair_mean(b, a, 0.5))
-    assert torch.equal(outer.pair_mean(a, b, 0.75), outer.pair_mean(b, a, 0.25))
+    assert torch.equal(pair_mean(a, b, 0.5), pair_mean(b, a, 0.5))
+    assert torch.equal(pair_mean(a, b, 0.75), pair_mean(b, a, 0.25))
 
 
 @pytest.mark.parametrize(("alpha", "grows"), [(0.9, True), (0.5, False)])
@@ -168,20 +191,16 @@ def moved_in_200_rounds(codec: str) -> float:
             if codec == "nearest":
                 vectors.append(v.bfloat16().float())
                 continue
-            buffer = bytearray(payload_bytes(codec, count))
-            compress.encode(v, codec, noise, buffer)
-            vectors.append(compress.decode(buffer, codec, count))
-        mean = outer.pair_mean(vectors[0], vectors[1], 0.5)
-        phis = [
-            outer.pair_step(phi, torch.zeros(count), mean, alpha=0.0, gamma=GAMMA)[0]
-            for phi in phis
-        ]
-    return ((phis[0] - start) / drift).mean().item()
+            vectors.append(through(codec, v, noise))
+        mean = pair_mean(vectors[0], vectors[1], 0.5)
+        phis = [pair_step(phi, torch.zeros(count), mean, alpha=0.0, gamma=GAMMA)[0] for phi in phis]
+    return ((phis[0] - start).mean() / drift.mean()).item()
 
 
-def test_n10_stochastic_rounding_moves_as_far_as_fp32() -> None:
+@pytest.mark.parametrize(("codec", "within"), [("bf16", 0.03), ("int8", 0.03)])
+def test_n10_stochastic_rounding_moves_as_far_as_fp32(codec: str, within: float) -> None:
     exact = moved_in_200_rounds("fp32")
-    assert moved_in_200_rounds("bf16") == pytest.approx(exact, rel=0.03)
+    assert moved_in_200_rounds(codec) == pytest.approx(exact, rel=within)
 
 
 def test_n10_rounding_to_nearest_would_stall() -> None:

@@ -30,7 +30,7 @@ from crdt.schema import (
 from protocol import codec
 from protocol.envelope import Signer
 from protocol.errors import Malformed
-from protocol.ids import Round
+from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Checkpoint
 
 rounds = st.integers(0, 10**7).map(Round)
@@ -52,7 +52,12 @@ progresses = st.builds(
     weights=digests,
 )
 closed = st.builds(
-    ClosedRound, round=rounds, tokens=counts, partner=peers, mine=digests, theirs=digests
+    ClosedRound,
+    round=rounds,
+    tokens=counts,
+    partner=peers,
+    mine=st.none() | digests,
+    theirs=digests,
 )
 alone = st.builds(
     ClosedRound,
@@ -60,7 +65,7 @@ alone = st.builds(
     tokens=counts,
     partner=st.none(),
     mine=st.none() | digests,
-    theirs=st.none(),
+    theirs=st.none() | digests,
 )
 checkpoints = st.builds(Checkpoint, rounds, digests, st.integers(1, 1 << 33), digests)
 blames = st.builds(
@@ -146,6 +151,18 @@ def test_a_half_exchange_counts_as_alone_and_as_half() -> None:
     assert content.progress == progress
 
 
+@pytest.mark.parametrize(
+    ("partner", "mine"), [(ALICE.peer, None), (None, None)], ids=["roster without us", "scalars"]
+)
+def test_a_round_that_others_had_a_part_in_is_no_round_alone(
+    partner: PeerId | None, mine: Digest | None
+) -> None:
+    shared = ClosedRound(round=Round(3), tokens=5, partner=partner, mine=mine, theirs=digest())
+    progress = Progress(round=Round(3), tokens=5, loss=None, weights=digest())
+    totals = Content().with_round(shared, progress, half=False).totals
+    assert totals == Totals(tokens=5, rounds=1, exchanges=1, alone=0, half=0)
+
+
 def test_blame_counts_and_forgets_the_least_blamed() -> None:
     strangers = sorted(Signer(bytes([8, n]) * 16).peer for n in range(MAX_BLAMED))
     content = Content()
@@ -198,7 +215,6 @@ def test_refuses(values: dict[str, bytes], reason: str) -> None:
         (lambda: Member(since=Round(0), capabilities=("b", "a")), "not sorted"),
         (lambda: replace(LARGEST.progress, loss=float("nan")), "progress.loss is nan"),  # type: ignore[type-var]
         (lambda: replace(LARGEST.closed[0], theirs=None), "closed.theirs has NoneType bytes"),
-        (lambda: replace(LARGEST.closed[0], partner=None), "theirs without a partner"),
         (lambda: Content(closed=LARGEST.closed[::-1]), "closed is not sorted"),
         (lambda: Content(closed=LARGEST.closed[:1] * 2), "closed is not sorted"),
     ],

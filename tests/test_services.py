@@ -17,7 +17,7 @@ from protocol.errors import Malformed, RemoteProtocolError
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
 from protocol.messages import Abort, Checkpoint, SignedMessage
 from protocol.spec import SignedSpec, sign_spec
-from trainers.machine import Received
+from trainers.events import Received
 
 ME, ALICE, BOB = CREATOR, OTHER, Signer(b"\x03" * 32)
 SECRET, WRONG_SECRET = b"s" * 16, b"w" * 16

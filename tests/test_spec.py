@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 from samples import CREATOR, OTHER, REF, spec
 
+from protocol.algorithms import (
+    TRAINERS,
+    DilocoConfig,
+    LocalConfig,
+    NolocoConfig,
+    SpsaConfig,
+    StreamingConfig,
+    SyncConfig,
+    TrainerConfig,
+)
 from protocol.envelope import Domain, Signer, verify
 from protocol.errors import ConfigError, Malformed
-from protocol.ids import RunId, digest_of, peer_id, public_key, seed_of
-from protocol.spec import (
-    DataConfig,
-    GptConfig,
-    InnerConfig,
-    NolocoConfig,
-    SignedSpec,
-    sign_spec,
-)
+from protocol.fragments import num_parameters
+from protocol.ids import Round, RunId, digest_of, peer_id, public_key, seed_of
+from protocol.labels import payload_sizes
+from protocol.model import GptConfig, InnerConfig
+from protocol.payload import payload_bytes
+from protocol.spec import DataConfig, SignedSpec, sign_spec
 from protocol.ticket import Ticket, parse
 
 ADDR = f"/ip4/127.0.0.1/tcp/4001/p2p/{CREATOR.peer}"
@@ -56,11 +66,101 @@ def test_settings_under_which_peers_diverge_are_refused() -> None:
         NolocoConfig(alpha=0.9, gamma=0.7)
 
 
+LAYERS = GptConfig(layers=6)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (
+            lambda: spec(model=LAYERS, trainer=NolocoConfig(inner_steps=6, fragment_layers=1)),
+            "trainer.inner_steps is 6 with 7 fragments, expected a step or more for each of them",
+        ),
+        (
+            lambda: spec(
+                model=LAYERS,
+                trainer=StreamingConfig(inner_steps=13, fragment_layers=3, overlap_steps=4),
+            ),
+            "trainer.overlap_steps is 4, expected less than the 4 inner steps of a round",
+        ),
+        (
+            lambda: DilocoConfig(stale=True, overlap_steps=1),
+            "trainer.stale is true with trainer.overlap_steps 1, expected 0",
+        ),
+        (
+            lambda: NolocoConfig(feedback=True),
+            "trainer.feedback is true with trainer.vectors = 1, expected vectors = 2",
+        ),
+        (
+            lambda: NolocoConfig(stale=True),
+            "trainer.stale is true with trainer.vectors = 1: averaging would be stale, too, and "
+            "peers would drift apart; expected vectors = 2",
+        ),
+        (
+            lambda: NolocoConfig(gap_penalty=True),
+            "trainer.gap_penalty is true with trainer.vectors = 1: averaging would be stale, too",
+        ),
+        (lambda: SpsaConfig(trainable=()), "trainer.trainable is empty"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_what_would(
+    make: Callable[[], object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        make()
+
+
+def test_settings_at_the_border_of_what_works_are_taken() -> None:
+    spec(model=LAYERS, trainer=NolocoConfig(inner_steps=7, fragment_layers=1))
+    spec(model=LAYERS, trainer=StreamingConfig(inner_steps=13, fragment_layers=3, overlap_steps=3))
+    NolocoConfig(stale=True, gap_penalty=True, feedback=True, vectors=2)
+
+
+def test_each_trainer_is_another_run_and_comes_back_as_what_it_was() -> None:
+    specs = [spec(trainer=config()) for config in TRAINERS.values()]
+    assert len({each.run for each in specs}) == len(TRAINERS)
+    for each in specs:
+        found = sign_spec(each, CREATOR).open(each.run)
+        assert (type(found.trainer), found) == (type(each.trainer), each)
+
+
+def test_what_a_round_of_fragments_is() -> None:
+    """Six layers by two: three strided fragments and one of the embeddings."""
+    trainer = StreamingConfig(inner_steps=10, fragment_layers=2)
+    found = spec(model=LAYERS, trainer=trainer)
+    assert found.num_fragments == 4
+    assert [found.round_steps(Round(r)) for r in range(8)] == [2, 3, 2, 3] * 2
+    assert sum(found.fragment_counts()) == num_parameters(LAYERS)
+    assert found.max_tokens == 3 * found.inner.batch * LAYERS.context
+    sizes = [payload_bytes("e3m0", count) for count in found.fragment_counts()]
+    assert payload_sizes(found) == tuple(sizes)
+
+
+def test_two_vectors_travel_as_two_payloads_one_after_the_other() -> None:
+    found = spec(trainer=NolocoConfig(vectors=2, codec="int8", gradient_codec="sign"))
+    count = num_parameters(found.model)
+    assert payload_sizes(found) == (payload_bytes("int8", count) + payload_bytes("sign", count),)
+
+
+@pytest.mark.parametrize("trainer", [LocalConfig(), SpsaConfig()])
+def test_some_trainers_send_no_payload(trainer: TrainerConfig) -> None:
+    assert payload_sizes(spec(trainer=trainer)) == (0,)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: NolocoConfig(inner_steps=0),
         lambda: NolocoConfig(codec="zip"),
+        lambda: NolocoConfig(codec="sign"),
+        lambda: NolocoConfig(vectors=3),
+        lambda: DilocoConfig(codec="zip"),
+        lambda: DilocoConfig(momentum_clip=-1.0),
+        lambda: StreamingConfig(mix=1.5),
+        lambda: SyncConfig(round_deadline_s=0.0),
+        lambda: LocalConfig(inner_steps=0),
+        lambda: SpsaConfig(samples=0),
+        lambda: InnerConfig(batch=6, accumulate=4),
         lambda: InnerConfig(lr=float("nan")),
         lambda: InnerConfig(batch=True),
         lambda: GptConfig(width=130, heads=4),

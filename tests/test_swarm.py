@@ -8,21 +8,24 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import ToyLearner, Vector
 
 from node.sim import World
 from node.sim_peer import Conditions
+from node.sim_toy import ToyLearner, Vector
 from node.sim_worker import Speed
+from protocol.algorithms import NolocoConfig
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
 from protocol.messages import Exchange, Propose
-from protocol.spec import NolocoConfig
-from trainers.machine import Closed, DoubtDeadline, Effect, Event, Send, TimerFired
+from trainers.effects import ApplyOuter, Closed, Effect, Send
+from trainers.events import Event, TimerFired
 from trainers.noloco import Noloco
+from trainers.timers import DoubtDeadline
 
 pytestmark = pytest.mark.sim
 
@@ -47,8 +50,8 @@ class Observer:
         for effect in effects:
             if isinstance(effect, Send) and isinstance(effect.message, Propose):
                 self.proposers[effect.message.digest] = peer
-            if isinstance(effect, Closed) and effect.exchange:
-                self.closed_by[effect.exchange].add(peer)
+            if isinstance(effect, Closed) and isinstance(effect.receipt, Exchange):
+                self.closed_by[effect.receipt].add(peer)
         if isinstance(event, TimerFired) and isinstance(event.timer, DoubtDeadline) and effects:
             self.halves.append(self.proposers[event.timer.proposed])
 
@@ -69,12 +72,20 @@ def join(
     step_s: float = FASTEST_S,
     target: Vector | None = None,
     donor: PeerId | None = None,
+    fragments: int = 1,
 ) -> ToyLearner:
     """Peer number `n` starts."""
     if target is None:
         target = np.random.default_rng(n).normal(size=4)
-    learner = ToyLearner(name(n), target, config)
-    trainer = Noloco(name(n), config, run=RUN, rounds=rounds, max_tokens=config.inner_steps)
+    learner = ToyLearner(name(n), target, config, fragments=fragments)
+    trainer = Noloco(
+        name(n),
+        config,
+        run=RUN,
+        rounds=rounds,
+        fragments=fragments,
+        max_tokens=config.inner_steps,
+    )
     world.add(name(n), trainer, learner, Speed(step_s=step_s), donor=donor)
     return learner
 
@@ -204,17 +215,17 @@ def test_a_joiner_takes_part_within_two_rounds() -> None:
 class Liar(ToyLearner):
     """A peer whose payload is no vector."""
 
-    def snapshot(self, round: Round) -> tuple[Digest, int, object]:
-        digest, size_bytes, _ = super().snapshot(round)
+    def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int, object]:
+        digest, size_bytes, _ = super().snapshot(round, fragment)
         return digest, size_bytes, "nonsense"
 
-    def outer(self, mine: object, theirs: object | None, my_weight: float) -> None:
-        self._at_snapshot_P = None
+    def outer(self, effect: ApplyOuter, contents: Mapping[Digest, object]) -> None:
+        """It takes anything."""
 
 
 def test_a_liar_is_blamed_by_whoever_meets_it_and_stops_nobody() -> None:
     world = swarm(12, 5, Conditions())
-    liar = Noloco(name(99), CONFIG, run=RUN, rounds=20, max_tokens=20)
+    liar = Noloco(name(99), CONFIG, run=RUN, rounds=20, fragments=1, max_tokens=20)
     world.add(name(99), liar, Liar(name(99), np.zeros(4), CONFIG), Speed(step_s=FASTEST_S))
     world.run_until(2000.0)
     assert {blamed for _, blamed, _ in world.blamed} == {name(99)}

@@ -12,7 +12,7 @@ import pytest
 from node.telemetry import Rounds, Waiting, Waits, set_up_logs
 from protocol.ids import Digest, PeerId, Round, peer_id
 from protocol.messages import Exchange
-from trainers.machine import Closed
+from trainers.effects import Closed
 
 ALICE, BOB = peer_id(bytes(32)), peer_id(bytes([1]) * 32)
 
@@ -35,10 +35,11 @@ def logged(*, as_json: bool) -> io.StringIO:
 
 def closed(*, exchange: bool, half: bool = False) -> Closed:
     facts = Exchange(
-        round=Round(0),
         fragment=0,
         proposer=ALICE,
         partner=BOB,
+        proposer_round=Round(0),
+        partner_round=Round(0),
         proposer_digest=Digest(bytes(32)),
         partner_digest=Digest(bytes(32)),
         proposer_tokens=1,

@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 from memory_network import in_virtual_time
-from samples import CREATOR, OTHER, PRESENCE, spec
+from samples import CREATOR, EXCHANGE, OTHER, PRESENCE, ROSTER, spec
 from small_run import small_run
 
-from crdt.schema import Content
+from crdt.schema import ClosedRound, Content
 from node import worker_wire as wire
 from node.arena import Arena, ArenaFull
 from node.exchange import Exchange
@@ -22,10 +22,12 @@ from node.journal import Journal, Worker
 from node.learner import Learner
 from node.telemetry import Waits
 from node.training import ALONE_S, ORPHANED_S, Training
+from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round, digest_of
 from protocol.messages import Checkpoint, Presence
-from trainers.machine import Closed, Wait
+from trainers.effects import Agreed, ApplyOuter, Closed, Share, Wait
+from trainers.events import Resumed
 
 R0, R1 = Round(0), Round(1)
 MINE = digest_of(b"mine")
@@ -46,9 +48,9 @@ class FakeLearner:
         self.lost = False
         self.during_outer: Callable[[], None] = lambda: None
 
-    async def start(self, how: wire.Start) -> Round:
+    async def start(self, how: wire.Start) -> wire.Ready:
         self.started.append(how)
-        return self.round
+        return ready(self.round)
 
     async def export(self) -> Checkpoint:
         self.exports += 1
@@ -58,26 +60,27 @@ class FakeLearner:
         data = bytes([self.round]) * self.size_bytes
         return Checkpoint(self.round, self.arena.put(data), len(data), digest_of(data))
 
-    async def outer(self, *_: object) -> wire.OuterDone:
+    async def outer(self, effect: ApplyOuter) -> wire.OuterDone:
         self.during_outer()
-        return wire.OuterDone(round=R1, weights=MINE, gradient_norm=1.0, fast_spread=0.0)
+        return wire.OuterDone(round=effect.round, weights=MINE, gradient_norm=1.0, spread=4.0)
 
 
 class Node:
     """A training whose worker and peers are made up.  Build it inside of a loop."""
 
     def __init__(
-        self, root: Path, *, me: PeerId = CREATOR.peer, max_bytes: int = 4096, size_bytes: int = 100
+        self, root: Path, *, me: Signer = CREATOR, max_bytes: int = 4096, size_bytes: int = 100
     ) -> None:
         self.arena = Arena(max_bytes)
         self.live: list[Presence] = []
         self.content = Content()
         self.waits = Waits(lambda: 0.0)
-        self.journal = Journal(me, self.waits, self._write, speak=lambda: None)
+        self.journal = Journal(me.peer, self.waits, self._write, speak=lambda: None)
         self.learner = FakeLearner(self.arena, size_bytes)
         self.training = Training(
             spec=spec(min_members=2, start_deadline_s=1000.0),
-            me=me,
+            signer=me,
+            boot=bytes(8),
             setup=small_run(root).setup(),
             socket_path=root / "worker.sock",
             arena=self.arena,
@@ -200,17 +203,17 @@ def test_while_the_worker_is_replaced_the_checkpoint_before_is_offered(tmp_path:
 # --- the way to the first round ---------------------------------------------------------
 
 
-def first_weights(node: Node) -> asyncio.Task[Round]:
+def first_weights(node: Node) -> asyncio.Task[wire.Ready]:
     return asyncio.create_task(node.training._weights(is_new=False))
 
 
 @pytest.mark.parametrize(
     ("me", "patience_s"),
-    [(CREATOR.peer, ALONE_S), (OTHER.peer, ORPHANED_S)],
+    [(CREATOR, ALONE_S), (OTHER, ORPHANED_S)],
     ids=["creator", "other"],
 )
 def test_who_meets_nobody_beyond_round_0_begins_from_the_seed(
-    tmp_path: Path, me: PeerId, patience_s: float
+    tmp_path: Path, me: Signer, patience_s: float
 ) -> None:
     async def run() -> None:
         node = Node(tmp_path, me=me)
@@ -240,9 +243,9 @@ def test_nobody_begins_afresh_while_a_member_is_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize("round", [0, 5])
 def test_only_round_0_waits_for_members(tmp_path: Path, round: int) -> None:
     async def run() -> None:
-        node = Node(tmp_path, me=OTHER.peer)
+        node = Node(tmp_path, me=OTHER)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(node.training._train(tasks, Round(round)))
+            tasks.create_task(node.training._train(tasks, ready(Round(round))))
             await asyncio.sleep(1)
             assert node.journal.state == ("training" if round else "starting")
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -274,7 +277,7 @@ def test_the_wait_of_a_worker_that_died_is_over_when_the_next_one_stands(tmp_pat
     async def run() -> None:
         node = Node(tmp_path)
         node.journal.waiting(Wait("the answer to a proposal", OTHER.peer, 5.0), 5.0)
-        node.training._on_resumed(R1)
+        node.training._on_resumed(ready(R1))
         told = asyncio.create_task(node.training._tell_resumed())
         await asyncio.sleep(0.1)
         assert (node.journal.round, node.waits.current) == (R1, None)
@@ -286,15 +289,100 @@ def test_the_wait_of_a_worker_that_died_is_over_when_the_next_one_stands(tmp_pat
 def test_a_snapshot_that_failed_is_trouble_until_one_is_written(tmp_path: Path) -> None:
     async def run() -> None:
         node = Node(tmp_path)
-        worker = Worker(cast(Learner, node.learner), node.journal)
+        worker = driven(node)
         trouble = []
         for fails in (False, True, True, False):
             if fails:
                 node.learner.during_outer = lambda: node.journal.save_failed("disk full")
             else:
                 node.learner.during_outer = lambda: None
-            await worker.outer(R1, MINE, None, 1.0)
+            await worker.outer(outer_of(1))
             trouble.append(node.journal.trouble)
         assert trouble == [None, "disk full", "disk full", None]
+
+    in_virtual_time(run())
+
+
+def test_only_what_a_pair_tells_counts_for_the_consensus(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        worker = driven(node)
+        for shares in (1, 2, 3):
+            assert await worker.outer(outer_of(shares)) == MINE
+        assert (node.journal.spreads, node.journal.weights) == ([4.0], MINE)
+
+    in_virtual_time(run())
+
+
+def test_the_record_names_the_partner_and_both_payloads(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, me=OTHER)
+        node.journal.weights = MINE
+        node.journal.closed(Closed(Round(2), 100, EXCHANGE, half=False, reason=""))
+        assert node.content.closed == (
+            ClosedRound(
+                round=Round(2),
+                tokens=100,
+                partner=CREATOR.peer,
+                mine=EXCHANGE.partner_digest,
+                theirs=EXCHANGE.proposer_digest,
+            ),
+        )
+        assert node.journal.round == 4  # one after the partner's
+
+    in_virtual_time(run())
+
+
+@pytest.mark.parametrize("is_in", [True, False])
+def test_the_record_names_the_leader_its_roster_and_our_part_in_it(
+    tmp_path: Path, is_in: bool
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, me=OTHER)
+        node.journal.weights = MINE
+        entries = tuple(e for e in ROSTER.entries if is_in or e.peer != OTHER.peer)
+        roster = replace(ROSTER, entries=entries)
+        ours = next(e.digest for e in ROSTER.entries if e.peer == OTHER.peer)
+        name = digest_of(b"roster")
+        node.journal.closed(Closed(Round(3), 100, Agreed(roster, name), half=False, reason=""))
+        assert node.content.closed == (
+            ClosedRound(
+                round=Round(3),
+                tokens=100,
+                partner=CREATOR.peer,
+                mine=ours if is_in else None,
+                theirs=name,
+            ),
+        )
+
+    in_virtual_time(run())
+
+
+def driven(node: Node) -> Worker:
+    """The made-up learner as the driver sees it."""
+
+    async def go_over_to(source: PeerId) -> wire.Ready:
+        return ready(Round(7))
+
+    return Worker(cast(Learner, node.learner), node.journal, go_over_to)
+
+
+def outer_of(shares: int) -> ApplyOuter:
+    """The outer step of a mean of so many."""
+    share = Share(MINE, R0, 1.0 / shares)
+    return ApplyOuter(R1, 0, MINE, (share,) * shares)
+
+
+def ready(round: Round) -> wire.Ready:
+    """A worker at this round."""
+    return wire.Ready(round, 0, MINE, "")
+
+
+def test_who_caught_up_stands_where_the_member_does(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.journal.waiting(Wait("rosters", None, 5.0), 5.0)
+        assert await driven(node).catch_up(OTHER.peer) == Resumed(Round(7), MINE)
+        assert (node.journal.round, node.waits.current) == (7, None)
 
     in_virtual_time(run())

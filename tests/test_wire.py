@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import msgpack
 import pytest
@@ -25,34 +28,67 @@ from protocol.messages import (
     Propose,
     Refuse,
 )
+from protocol.rosters import Contribution, Later, SignedRoster
 from protocol.rpc import METHODS
 from protocol.spec import RunSpec
+from protocol.spsa import (
+    LOG_BYTES,
+    Behind,
+    Frames,
+    LogId,
+    SignedBase,
+    SignedFrame,
+    Want,
+    packed,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "wire.txt"
 
 digests = st.binary(min_size=32, max_size=32).map(digest_of)
 rounds = st.integers(0, 10**7).map(Round)
+fragments = st.integers(0, 4096)
 sizes, tokens = st.integers(1, 1 << 33), st.integers(1, 1 << 48)
 seconds = st.floats(0, 3600)
+signatures = st.binary(min_size=64, max_size=64)
 peers = st.sampled_from(["12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"])
+frames = st.builds(SignedFrame, st.binary(min_size=1, max_size=256), signatures)
+logs = st.binary(min_size=LOG_BYTES, max_size=LOG_BYTES).map(LogId)
+horizons = st.dictionaries(logs, st.integers(1, (1 << 32) - 1), max_size=20).map(packed)
 exchanges = st.builds(
     Exchange,
-    round=rounds,
-    fragment=st.integers(0, 4096),
+    fragment=fragments,
     proposer=peers,
     partner=peers,
+    proposer_round=rounds,
+    partner_round=rounds,
     proposer_digest=digests,
     partner_digest=digests,
     proposer_tokens=tokens,
     partner_tokens=tokens,
 )
 messages = st.one_of(
-    st.builds(Propose, rounds, st.integers(0, 4096), digests, sizes, tokens, seconds),
+    st.builds(Propose, rounds, fragments, digests, sizes, tokens, seconds),
     st.builds(Accept, digests, rounds, digests, sizes, tokens),
     st.builds(Refuse, digests, st.sampled_from(["taken", "later"]), seconds),
     st.builds(Have, exchanges),
     st.builds(Commit, exchanges),
     st.builds(Abort, digests),
+    st.builds(
+        Contribution,
+        round=rounds,
+        fragment=fragments,
+        anchor=digests,
+        anchor_tokens=tokens,
+        digest=digests,
+        size_bytes=sizes,
+        tokens=tokens,
+    ),
+    st.builds(Later, round=rounds, anchor=digests, anchor_tokens=tokens, is_coming=st.booleans()),
+    st.builds(SignedRoster, st.binary(min_size=1, max_size=3072), signatures),
+    st.builds(Frames, st.lists(frames, max_size=3).map(tuple), st.booleans()),
+    st.builds(Want, horizons, st.integers(0, 1 << 32)),
+    st.just(Behind()),
+    st.builds(SignedBase, st.binary(min_size=1, max_size=999), signatures),
 )
 
 
@@ -131,11 +167,43 @@ def test_a_flipped_byte_is_refused_or_another_message(data: bytes, at: int, flip
 def test_the_specification_lists_every_method_with_its_limits() -> None:
     text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `") and "/1`" in line]
-    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    told = [
-        (name, deadline, per_peer, in_all) for name, _, _, deadline, _, _, per_peer, in_all in found
-    ]
+    told = [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
     table = [
-        (f"`{m.name}`", f"{m.deadline_s:g} s", f"{m.per_peer}", f"{m.in_all}") for m in METHODS
+        (
+            f"`{m.name}`",
+            m.lane.name.lower(),
+            f"{m.request.__name__} -> {'raw bytes' if m.answer is bytes else m.answer.__name__}",
+            f"{m.deadline_s:g} s",
+            size(m.max_request_bytes),
+            size(m.max_answer_bytes),
+            f"{m.per_peer}",
+            f"{m.in_all}",
+        )
+        for m in METHODS
     ]
     assert told == table
+
+
+def size(count: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << power:
+            return f"{count >> power} {unit}"
+    return f"{count} B"
+
+
+def test_the_specification_lists_every_message_with_its_fields() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) \| (\w+) \| ([^|]*)\| (?:noloco|groups|spsa) \|$", text, re.MULTILINE
+    )
+    told = [(int(tag), name, fields_in(words)) for tag, name, words in rows]
+    kinds: tuple[type, ...] = get_args(Message)
+    assert told == [
+        (kind.TAG, kind.__name__, [field.name for field in fields(kind)])  # type: ignore[attr-defined]
+        for kind in kinds
+    ]
+
+
+def fields_in(words: str) -> list[str]:
+    """The names in a list of fields, without what stands in brackets."""
+    return [name for name in re.sub(r"\([^)]*\)", "", words).replace(",", " ").split() if name]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,7 @@ import torch
 from torch import Tensor
 
 from node.worker_files import (
-    Fast,
     NoSnapshot,
-    Slow,
     checkpoint_bytes,
     load_newest,
     read_slow,
@@ -18,6 +17,7 @@ from node.worker_files import (
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
 from trainers.inner import Moments
+from trainers.state import Fast, Slow
 
 RUN, OTHER_RUN = RunId(b"\x01" * 32), RunId(b"\x02" * 32)
 COUNT = 5
@@ -51,6 +51,44 @@ def test_a_snapshot_comes_back_whole(tmp_path: Path) -> None:
     assert found_fast.moments.steps == 42
     found = (found_fast.theta_P, found_fast.moments.first_P, found_fast.moments.second_P)
     assert [part[0].item() for part in found] == pytest.approx([0.3, 0.4, 0.5])
+
+
+def test_what_a_trainer_keeps_beside_the_weights_comes_back(tmp_path: Path) -> None:
+    """Fewer numbers than parameters are as good."""
+    keeping = replace(slow(7), shared={"gap": torch.ones(2)}, own={"residual": vector(0.6)})
+    save_snapshot(tmp_path, RUN, keeping, fast(42))
+    found, _, _ = load_newest(tmp_path, RUN, COUNT)
+    assert {name: kept.tolist() for name, kept in found.shared.items()} == {"gap": [1.0, 1.0]}
+    assert {name: kept.tolist() for name, kept in found.own.items()} == {
+        "residual": vector(0.6).tolist()
+    }
+
+
+def test_a_checkpoint_has_what_is_shared_and_nothing_of_its_makers_own(tmp_path: Path) -> None:
+    keeping = replace(slow(3), shared={"gap": torch.ones(2)}, own={"residual": vector(0.6)})
+    (tmp_path / "checkpoint").write_bytes(checkpoint_bytes(RUN, keeping))
+    found = read_slow(tmp_path / "checkpoint", RUN, COUNT)
+    assert (list(found.shared), list(found.own)) == (["gap"], [])
+    taken = save_snapshot(tmp_path, RUN, keeping, fast(42))
+    assert read_slow(taken, RUN, COUNT).own == {}  # the same of a whole snapshot
+
+
+@pytest.mark.parametrize(
+    ("shared", "reason"),
+    [
+        ({"gap": torch.ones(COUNT + 1)}, r"shared.gap is F32 \[6\], expected"),
+        ({"gap": torch.ones(1, 2)}, "shared.gap is F32"),
+        ({"gap": torch.full((2,), float("inf"))}, "shared.gap has values that are not finite"),
+        ({f"kept{n}": torch.ones(1) for n in range(9)}, "9 vectors beside the weights, at most 8"),
+    ],
+)
+def test_what_a_stranger_shares_is_bounded(
+    tmp_path: Path, shared: dict[str, Tensor], reason: str
+) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(checkpoint_bytes(RUN, replace(slow(3), shared=shared)))
+    with pytest.raises(Malformed, match=reason):
+        read_slow(path, RUN, COUNT)
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:

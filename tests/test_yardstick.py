@@ -6,11 +6,12 @@ import pytest
 import torch
 from small_run import SmallRun, small_run
 
-from node.worker_files import Slow, checkpoint_bytes
+from node.worker_files import checkpoint_bytes
 from node.worker_session import initial_slow
 from node.yardstick import measure
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
+from trainers.state import Slow
 
 
 def snapshot(run: SmallRun, name: str, shift: float, of_run: RunId | None = None) -> Path:

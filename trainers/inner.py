@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protocol.spec import GptConfig, InnerConfig
+from protocol.ids import Round
+from protocol.model import GptConfig, InnerConfig
+from protocol.spec import RunSpec
 from trainers.model import model_on, num_decayed, views
 
 
@@ -38,8 +40,9 @@ class Inner:
         self.theta_P = theta_P
         self._config = config
         self._model = model_on(model, theta_P)
-        self._gradient_P = torch.zeros_like(theta_P)
-        for name, part in views(model, self._gradient_P).items():
+        self.gradient_P = torch.zeros_like(theta_P)
+        """Of the last batch: read by whoever averages gradients."""
+        for name, part in views(model, self.gradient_P).items():
             self._model.get_parameter(name).grad = part  # backward adds to it in place
         self._first_P, self._second_P = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
         self._steps = [torch.zeros((), device=theta_P.device) for _ in range(2)]
@@ -48,18 +51,34 @@ class Inner:
 
     def step(self, inputs_BT: Tensor, targets_BT: Tensor, lr: float) -> Tensor:
         """One optimizer step; the batch's mean loss in nats per token, before the step."""
-        self._gradient_P.zero_()
+        loss = self.backward(inputs_BT, targets_BT)
+        self._update(lr)
+        return loss
+
+    def backward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The batch's mean loss; its gradient is then in `gradient_P`, not clipped."""
+        self.gradient_P.zero_()
         bf16 = self._config.precision == "bf16"
-        with torch.autocast(self.theta_P.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits_BTV = self._model(inputs_BT)
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = self._gradient_P.norm()
-        self._gradient_P.mul_((self._config.clip / (norm + 1e-6)).clamp(max=1.0))
+        total = torch.zeros((), device=self.theta_P.device)
+        parts = self._config.accumulate
+        for inputs, targets in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
+            with torch.autocast(self.theta_P.device.type, dtype=torch.bfloat16, enabled=bf16):
+                logits_BTV = self._model(inputs)
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets.flatten()) / parts
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def take_step(self, gradient_P: Tensor, lr: float) -> None:
+        """One optimizer step with this gradient: the mean of many peers'."""
+        self.gradient_P.copy_(gradient_P)
+        self._update(lr)
+
+    def _update(self, lr: float) -> None:
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        return loss.detach()
 
     def moments(self) -> Moments:
         """A copy of the optimizer's state."""
@@ -87,13 +106,19 @@ class Inner:
             fused=True,
         )
         for parameter, steps, (start, end, _) in zip(parameters, self._steps, ranges, strict=True):
-            parameter.grad = self._gradient_P[start:end]
+            parameter.grad = self.gradient_P[start:end]
             optimizer.state[parameter] = {
                 "step": steps,
                 "exp_avg": self._first_P[start:end],
                 "exp_avg_sq": self._second_P[start:end],
             }
         return optimizer
+
+
+def lr_in(spec: RunSpec, round: Round, steps_made: int) -> float:
+    """The learning rate of the next inner step in a round."""
+    part = min((steps_made + 1) / spec.round_steps(round), 1.0)
+    return lr_at(spec.inner, round + part, spec.rounds)
 
 
 def lr_at(config: InnerConfig, progress: float, rounds: int) -> float:

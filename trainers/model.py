@@ -2,7 +2,7 @@
 
 Pre-norm transformer in the manner of nanoGPT: learned positions, biases, GELU, and the head
 tied to the token embedding.  The default configuration has 940,800 parameters, which
-`protocol.payload.num_parameters` computes without torch.
+`protocol.fragments.num_parameters` computes without torch.
 
 All that peers exchange is the flat vector, float32 (P,): matrices first, then biases and
 norms, each in the order of `named_parameters`, so that weight decay covers one range.
@@ -21,8 +21,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from protocol.payload import num_parameters
-from protocol.spec import GptConfig
+from protocol.fragments import num_parameters
+from protocol.model import GptConfig
 
 INIT_STD = 0.02
 """GPT-2's; projections back into the residual stream get it over sqrt(2 layers)."""

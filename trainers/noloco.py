@@ -18,20 +18,29 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import assert_never
 
+from protocol.algorithms import NolocoConfig
+from protocol.fragments import round_steps
 from protocol.ids import PeerId, Round, RunId
-from protocol.messages import MAX_ROUND, Message, Propose, Refuse
-from protocol.spec import NolocoConfig
-from trainers.machine import (
+from protocol.messages import Message, Propose, Refuse
+from trainers.effects import (
     ApplyOuter,
     Blame,
     Closed,
     CloseInner,
-    DecisionsSeen,
     Effect,
+    Finished,
+    Release,
+    RunInner,
+    Send,
+    Snapshot,
+)
+from trainers.events import (
+    Added,
+    CatchUpFailed,
+    DecisionsSeen,
     Event,
     Fetched,
     FetchFailed,
-    Finished,
     InnerDone,
     InnerFailed,
     MembersChanged,
@@ -39,18 +48,16 @@ from trainers.machine import (
     OuterFailed,
     OuterRefused,
     Received,
-    Release,
     Resumed,
-    RunInner,
-    Send,
+    Sampled,
     SendFailed,
-    Snapshot,
     SnapshotDone,
     SnapshotFailed,
+    SumNamed,
     TimerFired,
 )
 from trainers.pairing import Pairing
-from trainers.pairs import Alone, Pair, Payload, pair_weight
+from trainers.pairs import Alone, Pair, Payload, fragment_in_turn, shares
 
 LEAST_SHARE = 8
 """A peer asked by one that is ahead closes its inner phase early if it made 1/8 of it."""
@@ -74,13 +81,23 @@ class Noloco:
     by looking at nothing but what is recorded.
 
     Args:
-        max_tokens: most tokens that count for one round of one peer: H x batch x context.
+        fragments: P; in so many rounds every fragment has its turn.
+        max_tokens: most tokens that count for one round of one peer.
     """
 
     def __init__(
-        self, me: PeerId, config: NolocoConfig, *, run: RunId, rounds: int, max_tokens: int
+        self,
+        me: PeerId,
+        config: NolocoConfig,
+        *,
+        run: RunId,
+        rounds: int,
+        fragments: int,
+        max_tokens: int,
     ) -> None:
         self.me = me
+        self._run = run
+        self._fragments = fragments
         self.config = config
         self.rounds = rounds
         self.round = Round(0)
@@ -117,21 +134,23 @@ class Noloco:
                     pairing.on_decision(proposer, decision.proposed, decision.accepted, now)
             case InnerDone(steps, tokens):
                 self._on_inner_done(steps, tokens, now)
-            case SnapshotDone(round, digest, size_bytes):
-                self._on_snapshot(Payload(round, digest, size_bytes, self._tokens), now)
+            case SnapshotDone(round, fragment, digest, size_bytes):
+                self._on_snapshot(Payload(round, fragment, digest, size_bytes, self._tokens), now)
             case Fetched(digest):
                 pairing.on_fetched(digest, True, now)
             case FetchFailed(digest):
                 pairing.on_fetched(digest, False, now)
-            case OuterDone(round):
+            case OuterDone(round=round):
                 self._on_outer_done(round)
-            case OuterRefused(reason):
+            case OuterRefused(reason=reason):
                 self._applying = False
                 pairing.refused(reason)
+            case CatchUpFailed() | Sampled() | Added() | SumNamed():
+                pass  # never asked for: whoever falls behind is pulled along by exchanges
             case InnerFailed() | SnapshotFailed() | OuterFailed():
                 pairing.drop()
                 self._inner, self._applying = Inner.OFF, False
-            case Resumed(round):
+            case Resumed(round=round):
                 self._on_resumed(round, now)
             case TimerFired(timer):
                 pairing.on_timer(timer, now)
@@ -150,15 +169,21 @@ class Noloco:
             self._out.append(self._outer_step(pairing.mine, pairing.result))
         if self._inner is Inner.DONE and not pairing.mine:
             self._inner = Inner.SNAPSHOT
-            self._out.append(Snapshot(self.round))
+            self._out.append(Snapshot(self.round, self._turn()))
+
+    def _turn(self) -> int:
+        """The fragment to exchange: that of whoever waits for us, else the next in order."""
+        wanted = self._pairing.candidates.wanted(self.round)
+        if wanted is not None:
+            return wanted
+        return fragment_in_turn(self._run, self.round, self._fragments)
 
     def _outer_step(self, mine: Payload, result: Alone | Pair) -> ApplyOuter:
         if isinstance(result, Alone):
-            return ApplyOuter(Round(mine.round + 1), mine.digest, None, 1.0)
+            return ApplyOuter(Round(mine.round + 1), mine.fragment, mine.digest, ())
         exchange = result.exchange
-        tokens = (exchange.proposer_tokens, exchange.partner_tokens)
-        weight = pair_weight(*(tokens if result.i_decide else reversed(tokens)))
-        return ApplyOuter(Round(exchange.round + 1), mine.digest, result.theirs, weight)
+        ends_in = Round(exchange.round + 1)
+        return ApplyOuter(ends_in, mine.fragment, mine.digest, shares(exchange))
 
     # --- the worker's answers -------------------------------------------------------------
 
@@ -175,7 +200,10 @@ class Noloco:
 
     def _run_inner(self, round: Round, now: float) -> None:
         self._inner, self._inner_since, self._closing = Inner.RUNNING, now, False
-        self._out.append(RunInner(round, self.config.inner_steps))
+        self._out.append(RunInner(round, self._steps(round)))
+
+    def _steps(self, round: Round) -> int:
+        return round_steps(self.config.inner_steps, self._fragments, round)
 
     def _on_inner_done(self, steps: int, tokens: int, now: float) -> None:
         if self._inner is not Inner.RUNNING or self.finished:
@@ -211,7 +239,7 @@ class Noloco:
         if self._inner is Inner.RUNNING:
             self._out.append(CloseInner())
         self._inner, self.finished = Inner.OFF, True
-        self._pairing.refuse_held("finished", Round(MAX_ROUND))
+        self._pairing.refuse_held("finished", lambda propose: True)
         self._out.append(Finished(self.round))
 
     # --- the others -----------------------------------------------------------------------
@@ -221,16 +249,22 @@ class Noloco:
             if self.finished:
                 self._out.append(Send(sender, Refuse(message.digest, "finished", 0.0)))
                 return
-            if message.round >= self.rounds:  # before we hurry for one that seems to be ahead
-                reason = f"a payload of round {message.round}, the run has {self.rounds}"
-                self._out.append(Blame(sender, reason))
+            if fault := self._fault(message):  # before we hurry for one that seems to be ahead
+                self._out.append(Blame(sender, fault))
                 self._out.append(Send(sender, Refuse(message.digest, "failed", 0.0)))
                 return
             if self._pairing.mine is None and not self._ready_soon(message, now):
-                self._pairing.candidates.remember(sender)
+                self._pairing.candidates.remember(sender, message)
                 self._out.append(Send(sender, Refuse(message.digest, "later", self._eta_s(now))))
                 return
         self._pairing.on_message(sender, message, now)
+
+    def _fault(self, propose: Propose) -> str | None:
+        if propose.round >= self.rounds:
+            return f"a payload of round {propose.round}, the run has {self.rounds}"
+        if propose.fragment >= self._fragments:
+            return f"a payload of fragment {propose.fragment}, the run has {self._fragments}"
+        return None
 
     def _ready_soon(self, propose: Propose, now: float) -> bool:
         """Whether our snapshot is a step away at most; made so if the proposer is ahead.
@@ -239,7 +273,7 @@ class Noloco:
         """
         if self._inner is not Inner.RUNNING or self._closing:
             return True
-        share = self.config.inner_steps / LEAST_SHARE
+        share = self._steps(self.round) / LEAST_SHARE
         made = (now - self._inner_since) / self._step_s if self._step_s else share
         if propose.round > self.round and made >= share:
             self._closing = True
@@ -250,5 +284,5 @@ class Noloco:
         """Seconds until our next snapshot, as far as we know; 0 in the first round."""
         if self._inner is not Inner.RUNNING or self._step_s is None:
             return 0.0
-        end = self._inner_since + self._step_s * self.config.inner_steps
+        end = self._inner_since + self._step_s * self._steps(self.round)
         return max(0.0, end - now)

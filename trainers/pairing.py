@@ -14,28 +14,22 @@ proposer decided, and goes alone at twice the deadline (`half`).  Both are signe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from protocol.ids import Digest, PeerId, Round, RunId
+from protocol.algorithms import NolocoConfig
+from protocol.ids import Digest, PeerId, RunId
 from protocol.messages import Abort, Accept, Commit, Exchange, Have, Message, Propose, Refuse
-from protocol.spec import NolocoConfig
-from trainers.machine import (
-    AskAgain,
-    Blame,
-    DoubtDeadline,
-    Effect,
-    ExchangeDeadline,
-    Fetch,
-    ProposalDeadline,
-    Publish,
-    Release,
-    SearchDeadline,
-    Send,
-    SetTimer,
-    Timer,
-    Wait,
-)
+from trainers.effects import Blame, Effect, Fetch, Publish, Release, Send, SetTimer, Wait
 from trainers.pairs import Alone, Candidates, Decisions, Pair, Payload, exchange_between
+from trainers.timers import (
+    AskAgain,
+    DoubtDeadline,
+    ExchangeDeadline,
+    ProposalDeadline,
+    SearchDeadline,
+    Timer,
+)
 
 
 class Pairing:
@@ -68,6 +62,8 @@ class Pairing:
     def open(self, mine: Payload, now: float) -> None:
         """Look for a partner for this payload."""
         self.mine = mine
+        self.candidates.start_anew(mine.fragment)
+        self.refuse_held("fragment", lambda propose: propose.fragment != mine.fragment)
         if (decisions := self._decisions.forget(mine.digest)) is not None:
             self._out.append(Publish(decisions))
         self._until = now + self._config.exchange_deadline_s
@@ -121,11 +117,11 @@ class Pairing:
         self._out.append(Publish(self._decisions.add(self.mine.digest, decided)))
         self._out.append(Release(self.mine.digest))
         self.mine = self.result = self._pair = self._proposed_to = None
-        self.candidates.start_anew()
+        self.candidates.forget_asked()
 
-    def refuse_held(self, reason: str, up_to: Round) -> None:
-        """Answer the kept proposals of rounds until `up_to`: nothing will come of them."""
-        for peer, propose in self.candidates.take_held(up_to):
+    def refuse_held(self, reason: str, unwanted: Callable[[Propose], bool]) -> None:
+        """Answer the kept proposals that nothing will come of."""
+        for peer, propose in self.candidates.take_held(unwanted):
             self._send(peer, Refuse(propose.digest, reason, 0.0))
 
     # --- what the world tells -------------------------------------------------------------
@@ -227,6 +223,8 @@ class Pairing:
         busy = self._pair or self.result
         if mine and busy and propose.round <= mine.round:
             self._send(sender, Refuse(propose.digest, "taken", 0.0))
+        elif mine and not busy and propose.fragment != mine.fragment:
+            self._send(sender, Refuse(propose.digest, "fragment", 0.0))
         elif self._proposed_to == sender and not busy:
             if self._me > sender:  # crossing proposals are an acceptance: the lower id proposes
                 self._proposed_to = None
@@ -279,7 +277,8 @@ class Pairing:
         pair = self._pair = Pair.of(exchange, self._me, until)
         self._proposed_to = None
         self.candidates.held.pop(pair.peer, None)
-        self.refuse_held("taken", self.mine.round)
+        round = self.mine.round
+        self.refuse_held("taken", lambda propose: propose.round <= round)
         self._out.append(Fetch(pair.theirs, self.mine.size_bytes, pair.peer))
         self._out.append(SetTimer(until, ExchangeDeadline(exchange.proposer_digest)))
         what = "payload and receipt" if pair.i_decide else "payload"

@@ -10,10 +10,12 @@ Source: NoLoCo, https://arxiv.org/abs/2506.10911, section 3; docs/decisions.md.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.ids import DIGEST_BYTES, Digest, PeerId, Round, RunId
 from protocol.messages import MAX_DECISIONS, Abort, Accept, Commit, Decision, Exchange, Propose
+from trainers.effects import Share
 
 MAX_HELD = 64
 """Proposals kept while this peer is not free: as many as peers in the presence view."""
@@ -30,9 +32,32 @@ def edge_key(run: RunId, round: Round, fragment: int, one: PeerId, other: PeerId
     return hashlib.blake2b(b"pair|" + run + text, digest_size=DIGEST_BYTES).digest()
 
 
-def pair_weight(mine: int, theirs: int) -> float:
-    """The weight of our vector in the pair's mean: by tokens, within bounds; equal is 0.5."""
-    return min(max(mine / (mine + theirs), LEAST_WEIGHT), 1 - LEAST_WEIGHT)
+def shares(exchange: Exchange) -> tuple[Share, Share]:
+    """Both payloads in the pair's mean, the proposer's first: by tokens, within bounds.
+
+    Both sides compute the same two weights, and a sum of two products is commutative, so both
+    have the same mean to the bit.
+    """
+    of_both = exchange.proposer_tokens + exchange.partner_tokens
+    weight = min(max(exchange.proposer_tokens / of_both, LEAST_WEIGHT), 1 - LEAST_WEIGHT)
+    return (
+        Share(exchange.proposer_digest, exchange.proposer_round, weight),
+        Share(exchange.partner_digest, exchange.partner_round, 1 - weight),
+    )
+
+
+def fragment_in_turn(run: RunId, round: Round, fragments: int) -> int:
+    """Whose turn it is: each fragment once in so many rounds, in an order that changes.
+
+    In a fixed order a peer that meets others every fourth round only would exchange the same
+    one of four fragments each time.
+    """
+    cycle, turn = divmod(round, fragments)
+    keys = {
+        hashlib.blake2b(b"turn|" + run + f"{cycle}|{fragment}".encode()).digest(): fragment
+        for fragment in range(fragments)
+    }
+    return keys[sorted(keys)[turn]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +65,14 @@ class Payload:
     """Our side of an exchange: what we offer in `round`."""
 
     round: Round
+    fragment: int
     digest: Digest
     size_bytes: int
     tokens: int
 
     def propose(self, wait_s: float) -> Propose:
         """The offer of it."""
-        return Propose(self.round, 0, self.digest, self.size_bytes, self.tokens, wait_s)
+        return Propose(self.round, self.fragment, self.digest, self.size_bytes, self.tokens, wait_s)
 
     def accept(self, proposed: Digest) -> Accept:
         """The answer to an offer."""
@@ -54,8 +80,13 @@ class Payload:
 
     def counterpart(self, exchange: Exchange) -> Payload:
         """What the partner must have accepted our offer with, as its receipt says."""
-        theirs, tokens = exchange.partner_digest, exchange.partner_tokens
-        return Payload(exchange.round, theirs, self.size_bytes, tokens)
+        return Payload(
+            exchange.partner_round,
+            self.fragment,
+            exchange.partner_digest,
+            self.size_bytes,
+            exchange.partner_tokens,
+        )
 
     def fault(self, offer: Propose | Accept, rounds: int) -> str | None:
         """Why no honest peer of a run of so many rounds offers this for ours; None: it may."""
@@ -65,8 +96,6 @@ class Payload:
             return "our own payload offered as its own"
         if offer.size_bytes != self.size_bytes:
             return f"a payload of {offer.size_bytes} bytes, not {self.size_bytes}"
-        if isinstance(offer, Propose) and offer.fragment:
-            return f"fragment {offer.fragment} of a payload that is whole"
         return None
 
 
@@ -79,10 +108,11 @@ def exchange_between(
 ) -> Exchange:
     """The facts that both sides sign; claims of tokens count up to `max_tokens`."""
     return Exchange(
-        round=max(proposed.round, accepted.round),
-        fragment=0,
+        fragment=proposed.fragment,
         proposer=proposer,
         partner=partner,
+        proposer_round=proposed.round,
+        partner_round=accepted.round,
         proposer_digest=proposed.digest,
         partner_digest=accepted.digest,
         proposer_tokens=min(proposed.tokens, max_tokens),
@@ -139,37 +169,51 @@ class Candidates:
         """Proposals to us that are not answered."""
         self.tried: set[PeerId] = set()
         """Not to be proposed to again with this payload."""
-        self._asked: set[PeerId] = set()
+        self._asked: dict[PeerId, Propose] = {}
         """Who proposed while we trained: open then, so tried first once we are."""
         self._keys: dict[PeerId, bytes] = {}
         """Edge keys of this search: the machine's dearest computation."""
+        self._fragment = 0
 
     @property
     def anyone(self) -> bool:
         """Somebody trains, or waits for us."""
         return bool(self.members or self.held)
 
-    def start_anew(self) -> None:
-        """The payload's search is over."""
+    def start_anew(self, fragment: int) -> None:
+        """Another payload, of this fragment, looks for a partner."""
         self.tried.clear()
-        self._asked.clear()
         self._keys.clear()
+        self._fragment = fragment
+
+    def forget_asked(self) -> None:
+        """The search is over; who asked before it has found others."""
+        self._asked.clear()
 
     def hold(self, peer: PeerId, propose: Propose, now: float) -> None:
         """Keep a proposal until we can answer it."""
         if peer in self.held or len(self.held) < MAX_HELD:
             self.held[peer] = Held(propose, now + propose.wait_s)
 
-    def remember(self, peer: PeerId) -> None:
+    def remember(self, peer: PeerId, propose: Propose) -> None:
         """It looks for a partner now: try it first when we do."""
-        if len(self._asked) < MAX_HELD:
-            self._asked.add(peer)
+        if peer in self._asked or len(self._asked) < MAX_HELD:
+            self._asked[peer] = propose
+
+    def wanted(self, round: Round) -> int | None:
+        """The fragment that the one furthest ahead of `round` has asked for; None: nobody has.
+
+        Who is behind takes the turn of those ahead: then they can meet.
+        """
+        asked = [*(held.propose for held in self.held.values()), *self._asked.values()]
+        ahead = [propose for propose in asked if propose.round > round]
+        return max(ahead, key=lambda p: (p.round, p.digest)).fragment if ahead else None
 
     def best(self, round: Round, now: float) -> tuple[PeerId | None, Propose | None]:
         """Whom to accept, with the proposal that was kept, or to propose to; None: nobody."""
         self.held = {peer: held for peer, held in self.held.items() if held.until > now}
         untried = set(self.members) - self.tried
-        candidates = set(self.held) or (untried & self._asked) or untried
+        candidates = set(self.held) or (untried & set(self._asked)) or untried
         if not candidates:
             return None, None
         best = min(candidates, key=lambda peer: self._key(peer, round))
@@ -182,12 +226,12 @@ class Candidates:
 
     def _key(self, peer: PeerId, round: Round) -> bytes:
         if peer not in self._keys:
-            self._keys[peer] = edge_key(self._run, round, 0, self._me, peer)
+            self._keys[peer] = edge_key(self._run, round, self._fragment, self._me, peer)
         return self._keys[peer]
 
-    def take_held(self, up_to: Round) -> list[tuple[PeerId, Propose]]:
-        """The kept proposals of rounds until `up_to`; they are kept no more."""
-        taken = {p: held for p, held in self.held.items() if held.propose.round <= up_to}
+    def take_held(self, unwanted: Callable[[Propose], bool]) -> list[tuple[PeerId, Propose]]:
+        """The kept proposals that are unwanted; they are kept no more."""
+        taken = {p: held for p, held in self.held.items() if unwanted(held.propose)}
         self.held = {peer: held for peer, held in self.held.items() if peer not in taken}
         return [(peer, held.propose) for peer, held in sorted(taken.items())]
 

@@ -1,0 +1,83 @@
+"""What every bench shares: --json, interleaved runs, medians, a table on the terminal.
+
+A bench prints a table for people and, where asked, writes the same figures as JSON: one object
+with the command, the machine and a list of rows.  Runs of what is compared are interleaved, so
+that a machine which slows down meanwhile slows all of it down; the median is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, str | int | float | None]
+"""Figures by name; what a row has not is None."""
+
+CONSOLE_COLUMNS = 100
+"""Of a table that is not printed to a terminal."""
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The options of a bench, with --json among them."""
+    made = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=description)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    return made
+
+
+def median_seconds(cases: Mapping[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """How long each case takes: the median of `runs` rounds through all of them.
+
+    One round before those is not counted: it fills caches and makes memory.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for count in range(runs + 1):
+        for name, case in cases.items():
+            began = time.perf_counter()
+            case()
+            if count:
+                taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def report(title: str, rows: Sequence[Row], headings: Mapping[str, str], note: str) -> None:
+    """Print a table of the figures that have a heading, in its order."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=CONSOLE_COLUMNS)
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    table.padding = (0, 0, 0, 1)
+    for name, heading in headings.items():
+        is_text = any(isinstance(row[name], str) for row in rows)
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_told(row[name]) for name in headings))
+    console.print(table)
+
+
+def write_json(file: Path | None, rows: Sequence[Row], settings: Row) -> None:
+    """Write the figures, the command and the machine, if a file is asked for."""
+    if file is None:
+        return
+    figures = {
+        "command": shlex.join(["scripts/bench", Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "machine": f"{platform.platform()}, Python {platform.python_version()}",
+        "settings": dict(settings),
+        "rows": [dict(row) for row in rows],
+    }
+    file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _told(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"

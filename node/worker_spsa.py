@@ -1,0 +1,280 @@
+"""A started worker of an spsa run: measures scalars in one thread, adds up in another.
+
+The sum belongs to the main thread, which carries out commands in the order in which they came:
+so what was added before `Sample` or `NameSum` is in what these see.  The sampling thread reads
+the trainable weights anew at each step; they are replaced, never written to.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+
+from torch import Tensor
+
+from node import worker_wire as wire
+from node.arena import SealableMemory
+from node.worker_link import Link
+from node.worker_loop import REPORT_S
+from node.worker_session import Materials, Serial, initial_slow
+from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
+from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
+from protocol.algorithms import SpsaConfig
+from protocol.errors import Malformed
+from protocol.ids import DIGEST_BYTES, Digest, Round, digest_of
+from protocol.messages import Checkpoint
+from protocol.spsa import Frame, LogId, log_id, packed
+from trainers.model import model_on
+from trainers.scalars import sum_digest
+from trainers.summed import Sampler, Summed
+
+SAVE_S = 5.0
+"""Between two snapshots while scalars come in: what a crash costs is asked of others again."""
+NO_NAME = Digest(bytes(DIGEST_BYTES))
+"""Answers a `NameSum` that has more to come."""
+
+
+@dataclass(slots=True)
+class _Goal:
+    """What is being measured."""
+
+    id: int
+    log: LogId
+    step: int
+    end: int
+    closed: threading.Event = field(default_factory=threading.Event)
+    """Be done at the next step boundary."""
+
+
+class Sampling(threading.Thread):
+    """Measures as long as the process lives; public methods may be called from any thread."""
+
+    def __init__(self, link: Link, setup: wire.Setup, materials: Materials, summed: Summed) -> None:
+        super().__init__(name="sampling", daemon=True)
+        self._link = link
+        self._peer = setup.peer
+        self._materials = materials
+        self._summed = summed
+        self._sampler: tuple[LogId, Sampler] | None = None
+        self._goals: SimpleQueue[_Goal] = SimpleQueue()
+        """Short: the node asks for one frame after the other."""
+        self._newest: _Goal | None = None
+
+    def sample(self, goal: _Goal) -> None:
+        """Measure, and answer."""
+        self._newest = goal
+        self._goals.put(goal)
+
+    def close(self) -> None:
+        """Be done at the next step boundary."""
+        if self._newest:
+            self._newest.closed.set()
+
+    def run(self) -> None:
+        while True:
+            self._measure(self._goals.get())
+
+    def _measure(self, goal: _Goal) -> None:
+        sampler = self._sampler_of(goal.log)
+        scalars, step, began, losses = b"", goal.step, time.monotonic(), 0.0
+        while step < goal.end and not (goal.closed.is_set() and step > goal.step):
+            measured, loss = sampler.measure(self._summed.theta_Q, step)
+            scalars, step, losses = scalars + measured, step + 1, losses + loss
+        made = step - goal.step
+        tokens = made * sampler.tokens_a_step
+        self._link.report(self._progress(step, losses / made, tokens, time.monotonic() - began))
+        self._link.answer(goal.id, Sampled(goal.step, scalars, tokens))
+
+    def _progress(self, step: int, loss: float, tokens: int, seconds: float) -> wire.Progress:
+        inner_steps = self._materials.spec.trainer.inner_steps
+        round, in_round = divmod(step - 1, inner_steps)
+        return wire.Progress(
+            round=Round(round),
+            inner_step=step,
+            step_in_round=in_round + 1,
+            loss=loss,
+            tokens_per_s=tokens / max(seconds, REPORT_S / 1000),
+        )
+
+    def _sampler_of(self, log: LogId) -> Sampler:
+        """One is kept: a log ends with the node's start, or with what it lost."""
+        if self._sampler is None or self._sampler[0] != log:
+            materials = self._materials
+            sampler = Sampler(materials.spec, self._summed, materials.tokens_N, self._peer, log)
+            self._sampler = (log, sampler)
+        return self._sampler[1]
+
+
+class SpsaSession:
+    """A started worker.  The main thread owns it."""
+
+    def __init__(
+        self, link: Link, setup: wire.Setup, materials: Materials, saved: SavedSum | None
+    ) -> None:
+        self._link = link
+        self._peer = setup.peer
+        self._directory = Path(setup.directory)
+        self._materials = materials
+        assert isinstance(materials.spec.trainer, SpsaConfig)
+        self._config = materials.spec.trainer
+        start_P = initial_slow(materials.spec).phi_P.to(materials.device)
+        self._summed = Summed(materials.spec, start_P)
+        self._step = saved.step if saved else 0
+        if saved:
+            self._summed.take_over(saved.sum_Q, saved.horizon)
+        self._naming_Q: Tensor | None = None
+        """A sum less some frames; the rest of them comes with the next commands."""
+        self._saved_at = time.monotonic()
+        self._is_over = False
+        self._sampling = Sampling(link, setup, materials, self._summed)
+        self._writer = Serial("writer")
+        self._evaluator = Serial("evaluator")
+        self._sampling.start()
+        self._save(self._state())
+
+    def ready(self, note: str) -> wire.Ready:
+        """Where the worker stands."""
+        state = self._state()
+        return wire.Ready(
+            state.round, state.step, sum_digest(state.sum_Q), note, packed(state.horizon)
+        )
+
+    def serve(self) -> None:
+        """Carry out commands until the node is gone or says stop; then save."""
+        while (received := self._link.receive()) is not None:
+            id, command, fds = received
+            if isinstance(command, wire.Stop):
+                break
+            try:
+                self._carry_out(id, command, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        self._sampling.close()
+        self._writer.finish()
+        self._save(self._state())
+
+    def _carry_out(self, id: int, command: wire.Command, fds: Sequence[int]) -> None:
+        match command:
+            case Sample(boot, step, steps):
+                self._step = step
+                log = log_id(self._materials.run, self._peer, boot)
+                self._sampling.sample(_Goal(id, log, step, step + steps))
+            case wire.CloseInner():
+                self._sampling.close()
+            case AddScalars(frames):
+                self._summed.add(frames)
+                self._link.answer(id, Added())
+                self._save_now_and_then(frames)
+            case NameSum(less, more):
+                self._link.answer(id, SumNamed(self._name(less, more)))
+            case wire.StartFromCheckpoint(checkpoint):
+                self._go_over_to(id, checkpoint, fds)
+            case wire.Evaluate():
+                weights_P, round = self._summed.weights_P, self._state().round
+                self._evaluator.do(lambda: self._evaluate(id, round, weights_P))
+            case wire.Export():
+                state = self._state()
+                self._writer.do(lambda: self._export(id, state))
+            case _:
+                name_of = type(command).__name__
+                self._link.answer(id, wire.Failed(f"{name_of} in a worker of an spsa run"))
+
+    def _name(self, less: Sequence[Frame], more: bool) -> Digest:
+        """The name of the sum as it was at the first of these commands."""
+        sum_Q = self._summed.sum_Q if self._naming_Q is None else self._naming_Q
+        sum_Q = self._summed.without(less, sum_Q)
+        self._naming_Q = sum_Q if more else None
+        return NO_NAME if more else sum_digest(sum_Q)
+
+    def _go_over_to(self, id: int, checkpoint: Checkpoint, fds: Sequence[int]) -> None:
+        try:
+            saved = checkpoint_sum(checkpoint, fds, self._materials)
+            self._summed.take_over(saved.sum_Q, saved.horizon)
+        except (Malformed, ValueError, OSError) as error:
+            self._link.answer(id, wire.Failed(str(error)))
+            return
+        self._sampling.close()
+        self._naming_Q = None
+        self._save_soon()
+        self._link.answer(id, self.ready(""))
+
+    def _state(self) -> SavedSum:
+        round = Round(self._step // self._config.inner_steps)
+        return SavedSum(round, self._step, self._summed.sum_Q, dict(self._summed.horizon))
+
+    def _evaluate(self, id: int, round: Round, weights_P: Tensor) -> None:
+        loss = self._materials.validation.loss(model_on(self._materials.spec.model, weights_P))
+        self._link.answer(id, wire.Evaluated(round, loss))
+
+    def _export(self, id: int, state: SavedSum) -> None:
+        data = sum_checkpoint(self._materials.run, state)
+        memory = SealableMemory(len(data))
+        memory.view[:] = data
+        checkpoint = Checkpoint(state.round, digest_of(data), len(data), sum_digest(state.sum_Q))
+        self._link.hand_over(id, wire.Exported(checkpoint), memory)
+
+    def _save_now_and_then(self, frames: Sequence[Frame]) -> None:
+        """Every few seconds, and when our own last step is made."""
+        for frame in frames:
+            end = frame.step + len(frame.scalars) // self._config.samples
+            if frame.author == self._peer:
+                self._step = max(self._step, end)
+        was_over = self._is_over
+        self._is_over = self._step >= self._materials.spec.rounds * self._config.inner_steps
+        ends = self._is_over and not was_over
+        if ends or time.monotonic() - self._saved_at > SAVE_S:
+            self._save_soon()
+
+    def _save_soon(self) -> None:
+        self._saved_at = time.monotonic()
+        state = self._state()
+        self._writer.do(lambda: self._save(state))
+
+    def _save(self, state: SavedSum) -> None:
+        weights_P = self._summed.weights_at(state.sum_Q)
+        try:
+            save_sum(self._directory, self._materials.run, state, weights_P)
+        except OSError as error:
+            reason = f"the sum of round {state.round} could not be written: {error}"
+            print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
+            self._link.answer(wire.NO_ID, wire.SaveFailed(reason))
+
+
+def started(
+    start: wire.Start, fds: Sequence[int], materials: Materials, directory: Path
+) -> tuple[SavedSum | None, str]:
+    """Where the worker begins (None: at the run's seed), and a note.
+
+    Raises:
+        Malformed, ValueError, OSError, NoSnapshot: it cannot begin there.
+    """
+    match start:
+        case wire.StartFresh():
+            return None, ""
+        case wire.StartFromDisk():
+            return load_newest_sum(directory, materials.run)
+        case wire.StartFromCheckpoint(checkpoint):
+            saved = checkpoint_sum(checkpoint, fds, materials)
+            step = saved.round * materials.spec.trainer.inner_steps
+            return replace(saved, step=step), ""
+
+
+def checkpoint_sum(checkpoint: Checkpoint, fds: Sequence[int], materials: Materials) -> SavedSum:
+    """The sum that came with a command.
+
+    Raises:
+        Malformed: none came, or another one than the checkpoint says.
+    """
+    if len(fds) != 1:
+        raise Malformed("no checkpoint came with the command")
+    saved = read_sum(Path(f"/proc/self/fd/{fds[0]}"), materials.run)
+    if sum_digest(saved.sum_Q) != checkpoint.weights:
+        raise Malformed("a checkpoint with another sum than it says")
+    return saved
