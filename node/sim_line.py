@@ -59,8 +59,12 @@ class Link:
 
     def add(self, now: float, size_bytes: float) -> None:
         """A message passes: it is small, and waits for nobody."""
-        if self.rate or now - self._window >= WINDOW_S:
+        if self.rate:
             self.settle(now)
+        elif now - self._window >= WINDOW_S:
+            if self._in_window > self._peak:
+                self._peak = self._in_window
+            self._window, self._in_window, self._since = now // WINDOW_S * WINDOW_S, 0.0, now
         self.bytes += size_bytes
         self._in_window += size_bytes
 

@@ -178,7 +178,8 @@ class Presence:
         """Where others see it; None: nowhere."""
         peer = self._peers.get(id) or self._lost[id]
         silent_s = self._clock.now - peer.silent_since
-        if peer.trains and not peer.starting and silent_s < self.conditions.expiry_s:
+        is_member = peer.trains or peer.worker.adds_scalars
+        if is_member and not peer.starting and silent_s < self.conditions.expiry_s:
             return self._part(peer)
         return None
 

@@ -154,6 +154,11 @@ class Worker:
         return self._sampler
 
     @property
+    def adds_scalars(self) -> bool:
+        """Of spsa: it goes on after its own last step, and members are told of it."""
+        return self._sampler is not None
+
+    @property
     def saved(self) -> Saved:
         """The newest state that others may start from."""
         return self._sampler.learner.save() if self._sampler else self._saved

@@ -140,51 +140,79 @@ def test_everybody_who_contributes_is_answered_once() -> None:
     assert known.take_asked() == [(ALICE, HERE)]
 
 
-def follows(*said: Later, tokens: int = 10, silent: bool = False) -> PeerId | None:
+def follows(*said: Later, me: PeerId = DAVE, silent: bool = False) -> PeerId | None:
     """Whom a peer at HERE follows when ALICE, BOB, ... said this."""
     known = peers(*PEERS[: len(said) + silent])
     for peer, statement in zip(PEERS, said, strict=False):
         known.heard(peer, statement, HERE)
-    return known.to_follow(Where(HERE[0], tokens, HERE[1]), PAST, ())
+    return known.to_follow(me, Where(HERE[0], 10, HERE[1]), PAST, ())
 
 
-SAME, BEHIND, AHEAD, AFTER = later(5, "here"), later(4, "past"), later(7, "a"), later(8, "b")
-RICHER, POORER = later(5, "rich", 11), later(5, "poor", 9)
+SAME, BEHIND, AHEAD, FAR_BEHIND = later(5, "here"), later(4, "past"), later(7, "a"), later(2, "b")
+EVEN, NEXT, MORE, LESS = (
+    later(5, "even", 12),
+    later(6, "next", 12),
+    later(5, "more", 16),
+    later(5, "less", 7),
+)
+FIRST, LAST = PeerId("0"), PeerId("z")
+"""Ids below and above all others."""
 
 
 @pytest.mark.parametrize(
-    ("said", "whom"),
+    ("said", "me", "whom"),
     [
-        ((), None),
-        ((SAME, BEHIND), None),
-        ((AHEAD,), ALICE),  # the only other member
-        ((AHEAD, SAME), None),  # the word of one
-        ((AHEAD, BEHIND), None),
-        ((AHEAD, AFTER, SAME), BOB),  # of two; the greatest
-        ((RICHER, RICHER, SAME), BOB),
-        ((POORER, POORER, SAME), None),
-        ((POORER, POORER), BOB),  # we are alone on ours
-        ((POORER, later(5, "other", 9)), None),  # those do not agree
-        ((POORER,), None),
-        ((RICHER, POORER), ALICE),  # nobody is on ours
+        ((), LAST, None),
+        ((SAME, BEHIND), LAST, None),
+        # The only other member, or one of two: its word is not enough if somebody is with us.
+        ((AHEAD,), FIRST, ALICE),
+        ((AHEAD, SAME), LAST, None),
+        ((AHEAD, BEHIND), LAST, None),
+        # Two that agree, if their history is further, has more tokens, or the lowest id.
+        ((AHEAD, AHEAD, SAME), FIRST, ALICE),
+        ((FAR_BEHIND, FAR_BEHIND, SAME), LAST, None),
+        ((MORE, MORE, SAME), FIRST, ALICE),
+        ((LESS, LESS, SAME), LAST, None),
+        ((EVEN, EVEN, SAME), LAST, ALICE),
+        ((EVEN, EVEN, SAME), FIRST, None),
+        ((SAME, EVEN, EVEN), LAST, None),
+        ((NEXT, NEXT, SAME), FIRST, None),  # a round is no lead
+        ((NEXT, NEXT, SAME), LAST, ALICE),
+        ((AHEAD, EVEN, SAME), LAST, None),  # those do not agree
+        # Alone on ours: two that agree in any case, else by the same order.
+        ((LESS, LESS), FIRST, ALICE),
+        ((FAR_BEHIND, FAR_BEHIND, AHEAD), FIRST, ALICE),
+        ((LESS, later(5, "other", 7)), LAST, None),
+        ((LESS,), LAST, None),
+        ((EVEN,), LAST, ALICE),
+        ((EVEN,), FIRST, None),
+        ((MORE, LESS), FIRST, ALICE),
     ],
 )
-def test_whom_to_follow(said: tuple[Later, ...], whom: PeerId | None) -> None:
-    assert follows(*said) == whom
+def test_whom_to_follow(said: tuple[Later, ...], me: PeerId, whom: PeerId | None) -> None:
+    assert follows(*said, me=me) == whom
 
 
 def test_one_alone_is_not_followed_while_another_is_silent() -> None:
     assert follows(AHEAD, silent=True) is None
-    assert follows(AHEAD, AFTER, silent=True) == BOB
+    assert follows(AHEAD, AHEAD, silent=True) == ALICE
 
 
 def test_whose_weights_could_not_be_had_is_not_followed() -> None:
     known = peers(ALICE, BOB)
     known.heard(ALICE, AHEAD, HERE)
-    known.heard(BOB, AFTER, HERE)
+    known.heard(BOB, AHEAD, HERE)
     here = Where(HERE[0], 10, HERE[1])
-    assert known.to_follow(here, PAST, {BOB}) == ALICE
-    assert known.to_follow(here, PAST, {ALICE, BOB}) is None
+    assert known.to_follow(CAROL, here, PAST, {ALICE}) == BOB
+    assert known.to_follow(CAROL, here, PAST, {ALICE, BOB}) is None
+
+
+def test_who_is_further_may_lead_on_unless_it_has_answered_later() -> None:
+    known = peers(ALICE, BOB, CAROL)
+    known.heard(ALICE, offer(round=6, at="next"), HERE)
+    known.heard(BOB, later(6, "next"), HERE)
+    known.heard(CAROL, later(9, "end"), HERE)  # finished, and says so to all
+    assert known.may_lead_on(HERE[0], 9) == [ALICE, CAROL]
 
 
 def test_after_a_restart_the_tokens_that_led_here_are_those_that_others_say() -> None:

@@ -28,7 +28,6 @@ from protocol.rosters import (
 from trainers.effects import Share
 from trainers.roster import (
     KnownRoster,
-    Where,
     fault_of_roster,
     fault_of_statement,
     first_in_line,
@@ -123,17 +122,6 @@ def test_a_copy_of_another_payload_is_not_averaged() -> None:
     offers = {ALICE: offer("a"), BOB: offer("a"), CAROL: offer("c")}
     assert list(first_in_line(offers, ())) == [ALICE, CAROL]
     assert list(first_in_line(offers, {BOB})) == [BOB, CAROL]  # the newcomer is the copyist
-
-
-def test_histories_are_ordered_by_round_then_tokens_then_anchor() -> None:
-    low, high = sorted((payload("x"), payload("y")))
-    ordered = [
-        Where(Round(1), 9, high),
-        Where(Round(2), 1, high),
-        Where(Round(2), 3, low),
-        Where(Round(2), 3, high),
-    ]
-    assert sorted([ordered[3], ordered[1], ordered[0], ordered[2]]) == ordered
 
 
 @pytest.mark.parametrize(

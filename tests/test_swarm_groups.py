@@ -203,7 +203,7 @@ def test_the_halves_of_a_partition_are_one_again_soon_after_it_heals() -> None:
         world.run_until(100.0)
         assert len(histories(world)) > 1
         world.heal()
-        world.run_until(320.0)  # an open point: it should take one deadline
+        world.run_until(160.0)
         rounds = sorted(round for round, _ in histories(world))
         assert rounds[-1] - rounds[0] <= 1, seed
         assert max(Counter(round for round, _ in histories(world)).values()) == 1, seed

