@@ -29,11 +29,13 @@ from node.bench.convergence_report import page, rows_of, show
 from node.bench.convergence_run import Point, Result, run_cell
 from node.config import load_node_config
 from node.files import write_atomically
+from node.signals import on_stop
 from protocol.errors import ConfigError
 from protocol.spec import RunSpec
 
 MAX_JOBS = 64
 MAX_STEPS = 100_000
+INTERRUPTED = 130
 TOLD_CHARS = 300
 """Of what a failed process said last."""
 
@@ -59,8 +61,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"scripts/bench convergence: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        _say("stopped; what was computed is kept, and the same command goes on from there")
+        return INTERRUPTED
 
 
 def _options() -> argparse.Namespace:
@@ -97,7 +100,12 @@ def _run(options: argparse.Namespace) -> int:
     def compute(planned: Planned) -> Awaitable[str]:
         return _in_a_process(planned, options.steps)
 
-    failed = asyncio.run(compute_missing(planned_cells, options.jobs, compute, _say))
+    async def compute_or_stop() -> int:
+        if task := asyncio.current_task():
+            on_stop(task.cancel)
+        return await compute_missing(planned_cells, options.jobs, compute, _say)
+
+    failed = asyncio.run(compute_or_stop())
     results = {p.cell: read_result(p.kept) for p in planned_cells if p.kept.is_file()}
     _publish(results, options)
     return 1 if failed else 0
@@ -192,6 +200,7 @@ async def _in_a_process(planned: Planned, steps: int) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C ends this process, which then ends that one
     )
     try:
         _, said = await process.communicate()
