@@ -266,7 +266,7 @@ def check_hash(archive: Path, expected: str) -> None:
     if found != expected:
         raise ConfigError(
             f"{archive.name} has sha256 {found}, expected {expected}: it is not what was pinned; "
-            "do not use it, and check where pip gets its packages from"
+            "do not use it, and check where this machine gets its packages from"
         )
 
 

@@ -29,8 +29,7 @@ from dataclasses import dataclass
 
 from protocol import check
 from protocol.errors import Malformed
-from protocol.limits import MAX_FRAGMENT, MAX_ROUND
-from protocol.spec import MAX_PARAMETERS
+from protocol.limits import MAX_FRAGMENT, MAX_PARAMETERS, MAX_ROUND
 
 MAGIC = b"SHP1"
 HEADER = struct.Struct("<4sBBHIQ")

@@ -29,8 +29,6 @@ MAX_SPEC_BYTES = 16 * 1024
 MIB = 1024 * 1024
 MAX_CORPUS_BYTES = 64 * MIB
 """A larger corpus is each peer's own (`data = "own"`), not a blob of the run."""
-MAX_PARAMETERS = 1 << 31
-"""Bounds what a payload may claim: 4 GiB in bf16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from protocol.errors import Malformed
-from protocol.limits import MAX_FRAGMENT, MAX_ROUND
+from protocol.limits import MAX_FRAGMENT, MAX_PARAMETERS, MAX_ROUND
 from protocol.payload import (
     CHUNK,
     CODECS,
@@ -22,7 +22,6 @@ from protocol.payload import (
     payload_bytes,
     section_bytes,
 )
-from protocol.spec import MAX_PARAMETERS
 from trainers import compress
 from trainers.compress import decode, encode, encode_with_feedback
 from trainers.quantize import LARGEST, from_bf16, to_bf16

@@ -42,7 +42,7 @@ def test_the_image_gets_every_package_of_the_project() -> None:
     assert (packages - copied, packages - let_in) == (set(), set())
 
 
-@pytest.mark.parametrize("script", ["setup", "demo", "test", "compose-test"])
+@pytest.mark.parametrize("script", ["setup", "demo", "test", "bench", "compose-test"])
 def test_a_script_may_be_started_and_stops_at_the_first_error(script: str) -> None:
     path = ROOT / "scripts" / script
     assert path.stat().st_mode & 0o111
