@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from node.bench import common
-from node.bench.convergence_cells import KINDS, VARIANTS, Cell
+from node.bench.convergence_cells import BATCH, KINDS, VARIANTS, WARMUP_STEPS, Cell
 from node.bench.convergence_run import Result
 
 HEADINGS = {
@@ -93,8 +93,8 @@ def page(rows: list[common.Row], results: Mapping[Cell, Result], command: str, b
         "",
         f"{day}, {platform.machine()}, Python {platform.python_version()}; {len(results)} cells, "
         f"{seconds / 60:.0f} minutes of one core. A GPT of 0.94 M parameters, BPE-1024, context "
-        "128, batch 16, AdamW 2e-3 with 40 steps of warm-up and a cosine; equal tokens: "
-        f"{max(result.steps for result in results.values()):.0f} inner steps a peer, "
+        f"128, batch {BATCH}, AdamW 2e-3 with {WARMUP_STEPS} steps of warm-up and a cosine; equal "
+        f"tokens: {max(result.steps for result in results.values()):.0f} inner steps a peer, "
         "H = 20 unless the name says another. Peers run the machines of the node "
         "in the simulator, on a LAN of 1 Gbit/s where an inner step takes 0.1 s.",
         "",
