@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.bench import common
 from node.bench.convergence import Planned, compute_missing, read_result, write_result
 from node.bench.convergence_cells import (
     Cell,
@@ -202,13 +204,19 @@ def test_a_row_has_median_and_spread_over_seeds_and_the_gap_to_sync() -> None:
     assert diloco["of_form"] == pytest.approx(0.9)
 
 
-def test_the_page_has_the_command_a_line_for_each_row_and_the_notes_of_before() -> None:
+def test_the_page_has_the_command_a_line_for_each_row_and_the_notes_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = {cell("sync"): RESULT, cell("local"): replace(RESULT, closed_form_bytes=0)}
-    before = "# Convergence\n\n| old |\n\n## Notes\n\n* What was tried.\n"
-    told = page(rows_of(results), results, "scripts/bench convergence --out docs/results", before)
+    file = tmp_path / "convergence.md"
+    file.write_text("# Convergence\n\n| old |\n\n## Notes\n\n* What was tried.\n")
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "--out", "docs/results"])
+    common.write_page(tmp_path, "convergence", "Convergence", page(rows_of(results), results))
+    told = file.read_text()
     assert "    scripts/bench convergence --out docs/results\n" in told
     assert [line.split(" | ")[0] for line in told.splitlines() if line.startswith("| ")] == [
         "| trainer",
+        "| ---",
         "| local",
         "| sync",
     ]

@@ -1,6 +1,6 @@
 """How fast each codec is on one core, how many bytes it takes and what it loses.
 
-    scripts/bench codecs [--json FILE] [--runs N] [--numbers N ...]
+    scripts/bench codecs [--json FILE] [--out FOLDER] [--runs N] [--numbers N ...]
 
 Speeds are GB of float32 a second, one thread, beside a plain cast to bf16 and back; zstd is run
 over the finished payload: its speed in the same unit, and the bytes that it saves.  The vector is
@@ -72,8 +72,13 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = [row for count in args.numbers for row in measured(count, args.runs)]
     note = f"GB/s of float32 on one thread, medians of {args.runs} interleaved runs"
+    settings: common.Row = {"runs": args.runs, "threads": 1}
     common.report("codecs", rows, HEADINGS, note)
-    common.write_json(args.json, rows, {"runs": args.runs, "threads": 1})
+    common.write_json(args.json, rows, settings)
+    if args.out:
+        lines = [f"{note}.", "", *common.markdown(rows, HEADINGS)]
+        common.write_page(args.out, "codecs", "Codecs", lines)
+        common.write_json(args.out / "codecs.json", rows, settings)
     return 0
 
 

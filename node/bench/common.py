@@ -1,7 +1,8 @@
-"""What every bench shares: --json, interleaved runs, medians, a table on the terminal.
+"""What every bench shares: --json, --out, interleaved runs, medians, a table on the terminal.
 
 A bench prints a table for people and, where asked, writes the same figures as JSON: one object
-with the command, the machine and a list of rows.  Runs of what is compared are interleaved, so
+with the command, the machine and a list of rows; and as a page with figures, for docs/results.
+Runs of what is compared are interleaved, so
 that a machine which slows down meanwhile slows all of it down; the median is reported.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +26,8 @@ from rich.table import Table
 Row = Mapping[str, str | int | float | None]
 """Figures by name; what a row has not is None."""
 
+NOTES = "## Notes"
+"""Where on a page begins what a person wrote: it stays when the rest is written anew."""
 CONSOLE_COLUMNS = 100
 """Of a table that is not printed to a terminal."""
 
@@ -31,6 +36,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     """The options of a bench, with --json among them."""
     made = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=description)
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    made.add_argument("--out", type=Path, metavar="FOLDER", help="write a page and figures there")
     return made
 
 
@@ -69,12 +75,41 @@ def write_json(file: Path | None, rows: Sequence[Row], settings: Row) -> None:
     if file is None:
         return
     figures = {
-        "command": shlex.join(["scripts/bench", Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "machine": f"{platform.platform()}, Python {platform.python_version()}",
+        "command": _command(),
+        "machine": _machine(),
         "settings": dict(settings),
         "rows": [dict(row) for row in rows],
     }
     file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def write_page(folder: Path, name: str, title: str, lines: Sequence[str]) -> None:
+    """FOLDER/NAME.md: command, day, machine, these lines, and the notes that it had before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.md"
+    before = file.read_text() if file.is_file() else ""
+    notes = before[before.find(NOTES) :] if NOTES in before else f"{NOTES}\n"
+    day = datetime.now(UTC).date().isoformat()
+    head = [f"# {title}", "", "Written by this command, but for the notes at the end.", ""]
+    head += [f"    {_command()}", "", f"{day}, {_machine()}.", ""]
+    file.write_text("\n".join([*head, *lines, "", notes]))
+
+
+def markdown(rows: Sequence[Row], headings: Mapping[str, str]) -> list[str]:
+    """The same table as `report` prints, for a page."""
+    table = [[heading.replace("\n", " ") for heading in headings.values()]]
+    table += [["---"] * len(headings)]
+    table += [[_told(row[name]) for name in headings] for row in rows]
+    return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def _command() -> str:
+    return shlex.join(["scripts/bench", Path(sys.argv[0]).stem, *sys.argv[1:]])
+
+
+def _machine() -> str:
+    kind = f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores"
+    return f"{kind}, Python {platform.python_version()}"
 
 
 def _told(value: str | float | None) -> str:

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import shlex
 import signal
 import sys
 import time
@@ -71,8 +70,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cells", metavar="PATTERN", default="*",
                         help="only those whose names match, such as 'shakespeare/noloco*/4/1'; "
                         "commas separate patterns")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="write convergence.md, .json and figures there")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="cells at once (2)")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS,
                         help=f"inner steps of a peer ({DEFAULT_STEPS})")  # fmt: skip
@@ -119,12 +116,9 @@ def _publish(results: Mapping[Cell, Result], options: argparse.Namespace) -> Non
     settings: dict[str, str | int | float | None] = {"steps": options.steps}
     common.write_json(options.json, rows, settings)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["scripts/bench", "convergence", *sys.argv[1:]])
+        lines = page(rows, results)
+        common.write_page(options.out, "convergence", "Convergence on real text", lines)
         common.write_json(options.out / "convergence.json", rows, settings)
-        file = options.out / "convergence.md"
-        before = file.read_text() if file.is_file() else ""
-        file.write_text(page(rows, results, command, before))
         draw(results, options.out / "convergence")
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from node.bench import common
-from node.bench.convergence_cells import BATCH, KINDS, VARIANTS, WARMUP_STEPS, Cell
+from node.bench.convergence_cells import BATCH, INNER_STEPS, KINDS, VARIANTS, WARMUP_STEPS, Cell
 from node.bench.convergence_run import Result
 
 HEADINGS = {
@@ -31,8 +29,6 @@ NOTE = (
     "exchange, of all peers and seeds"
 )
 """Under the table."""
-NOTES = "## Notes"
-"""Where on the page begins what a person wrote: it is kept when the rest is written anew."""
 
 
 def rows_of(results: Mapping[Cell, Result]) -> list[common.Row]:
@@ -80,35 +76,23 @@ def show(rows: list[common.Row]) -> None:
         common.report(f"{text} ({KINDS[text]})", told, HEADINGS, NOTE)
 
 
-def page(rows: list[common.Row], results: Mapping[Cell, Result], command: str, before: str) -> str:
-    """docs/results/convergence.md; `before` is what it was, whose notes stay."""
+def page(rows: list[common.Row], results: Mapping[Cell, Result]) -> list[str]:
+    """What docs/results/convergence.md has between its head and its notes."""
     seconds = sum(result.seconds for result in results.values())
-    day = datetime.now(UTC).date().isoformat()
+    steps = max(result.steps for result in results.values())
     lines = [
-        "# Convergence on real text",
-        "",
-        "Written by this command, but for the notes at the end.",
-        "",
-        f"    {command}",
-        "",
-        f"{day}, {platform.machine()}, Python {platform.python_version()}; {len(results)} cells, "
-        f"{seconds / 60:.0f} minutes of one core. A GPT of 0.94 M parameters, BPE-1024, context "
-        f"128, batch {BATCH}, AdamW 2e-3 with {WARMUP_STEPS} steps of warm-up and a cosine; equal "
-        f"tokens: {max(result.steps for result in results.values()):.0f} inner steps a peer, "
-        "H = 20 unless the name says another. Peers run the machines of the node "
+        f"{len(results)} cells, {seconds / 60:.0f} minutes of one core. A GPT of 0.94 M "
+        f"parameters, BPE-1024, context 128, batch {BATCH}, AdamW 2e-3 with {WARMUP_STEPS} steps "
+        f"of warm-up and a cosine; equal tokens: {steps:.0f} inner steps a peer, "
+        f"H = {INNER_STEPS} unless the name says another. Peers run the machines of the node "
         "in the simulator, on a LAN of 1 Gbit/s where an inner step takes 0.1 s.",
         "",
     ]
     for text in dict.fromkeys(str(row["text"]) for row in rows):
-        lines += [f"## {text} ({KINDS[text]})", ""]
-        lines += ["| " + " | ".join(HEADINGS.values()) + " |", "|---" * len(HEADINGS) + "|"]
-        for row in rows:
-            if row["text"] == text:
-                told = _told(row)
-                lines.append("| " + " | ".join(str(told[name]) for name in HEADINGS) + " |")
+        told = [_told(row) for row in rows if row["text"] == text]
+        lines += [f"## {text} ({KINDS[text]})", "", *common.markdown(told, HEADINGS)]
         lines += ["", f"![loss of {text}](convergence-{text}.png)", ""]
-    notes = before[before.find(NOTES) :] if NOTES in before else f"{NOTES}\n"
-    return "\n".join([*lines, NOTE[0].upper() + NOTE[1:] + ".", "", notes])
+    return [*lines, NOTE[0].upper() + NOTE[1:] + "."]
 
 
 def _told(row: common.Row) -> dict[str, str]:
