@@ -16,7 +16,7 @@ import pytest
 
 from node.local_swarm import ROOT
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
 NODE_AND_WORKER = 2
 
@@ -73,16 +73,20 @@ async def test_an_interrupted_demo_leaves_no_process_file_or_socket(place: Path)
     assert (processes_of(place), sockets_in(place), files_in(place)) == ([], [], [])
 
 
-async def test_the_demo_goes_on_to_its_end_when_one_of_its_nodes_is_killed(place: Path) -> None:
+@pytest.mark.parametrize(("trainer", "steps", "rounds"), [("streaming", 36, 9), ("spsa", 120, 6)])
+async def test_the_demo_goes_on_to_its_end_when_one_of_its_nodes_is_killed(
+    place: Path, trainer: str, steps: int, rounds: int
+) -> None:
     result = place / "result.json"
+    options = ("--trainer", trainer, "--nodes", "3", "--kill-one", "--steps", str(steps))
     process = await asyncio.create_subprocess_exec(
-        *demo("--nodes", "3", "--kill-one", "--steps", "40", "--json", str(result)), cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        *demo(*options, "--json", str(result)), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
     printed, _ = await process.communicate()
     assert process.returncode == 0
     assert b"node2 (killed)" in printed
     found = json.loads(result.read_text())
-    assert (found["ok"], found["rounds"]) == (True, 4)
+    assert (found["ok"], found["rounds"]) == (True, rounds)
     assert len(found["val_end_nodes"]) == 2
     assert max(found["val_end_nodes"]) < found["val_start"]
+    assert found["bytes_sent"] == pytest.approx(found["bytes_closed_form"], rel=0.03)
