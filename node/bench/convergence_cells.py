@@ -53,7 +53,7 @@ DILOCO = DilocoConfig(inner_steps=INNER_STEPS, outer_lr=1.0, outer_momentum=0.3)
 STREAMING = StreamingConfig(
     inner_steps=INNER_STEPS, fragment_layers=FRAGMENT_LAYERS, outer_lr=1.0, outer_momentum=0.3
 )
-NOLOCO = NolocoConfig(inner_steps=INNER_STEPS, alpha=0.3, beta=1.0)
+NOLOCO = NolocoConfig(inner_steps=INNER_STEPS, alpha=0.3, beta=1.0, gamma=1.0)
 LOWER = replace(DILOCO, outer_lr=0.7)
 """What the costs of codecs and options were measured with."""
 STREAMING_LOWER = replace(STREAMING, outer_lr=0.7)
@@ -78,6 +78,7 @@ VARIANTS: dict[str, TrainerConfig] = {
     "streaming-published": replace(STREAMING, outer_lr=0.4, outer_momentum=0.9),
     "streaming-lr07": STREAMING_LOWER,
     "streaming-lr07-mix0": replace(STREAMING_LOWER, mix=0.0),
+    "noloco-gamma07": replace(NOLOCO, gamma=0.7),
     "noloco-published": PUBLISHED,
     "noloco-published-gamma1": replace(PUBLISHED, gamma=1.0),
     "noloco-published-h10": replace(PUBLISHED, inner_steps=INNER_STEPS // 2),
