@@ -30,7 +30,7 @@ from node.config import NamedCorpus, RunDraft, read_run_file
 from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
 from node.measuring import measure
 from node.report import Measured, NodeResult, Report
-from node.signals import on_stop
+from node.signals import INTERRUPTED, on_stop
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -55,7 +55,6 @@ OWN_MEASURE_S = 60.0
 KILL_AT = 0.4
 JOIN_AT = 0.5
 """Share of the rounds after which a node is killed, or joins."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

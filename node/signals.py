@@ -6,6 +6,9 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C ended, as shells have it."""
+
 
 def on_stop(stop: Callable[[], object]) -> None:
     """Call `stop` at Ctrl-C, SIGTERM, and when the terminal is closed, each time.

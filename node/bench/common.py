@@ -2,8 +2,8 @@
 
 A bench prints a table for people and, where asked, writes the same figures as JSON: one object
 with the command, the machine and a list of rows; and as a page with figures, for docs/results.
-Runs of what is compared are interleaved, so
-that a machine which slows down meanwhile slows all of it down; the median is reported.
+Runs of what is compared are interleaved, so that a machine which slows down meanwhile slows all
+of it down; the median is reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = Mapping[str, str | int | float | None]
 
 NOTES = "## Notes"
 """Where on a page begins what a person wrote: it stays when the rest is written anew."""
-CONSOLE_COLUMNS = 100
+CONSOLE_COLUMNS = 120
 """Of a table that is not printed to a terminal."""
 
 

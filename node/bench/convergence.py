@@ -28,13 +28,12 @@ from node.bench.convergence_report import page, rows_of, show
 from node.bench.convergence_run import Point, Result, run_cell
 from node.config import load_node_config
 from node.files import write_atomically
-from node.signals import on_stop
+from node.signals import INTERRUPTED, on_stop
 from protocol.errors import ConfigError
 from protocol.spec import RunSpec
 
 MAX_JOBS = 64
 MAX_STEPS = 100_000
-INTERRUPTED = 130
 TOLD_CHARS = 300
 """Of what a failed process said last."""
 

@@ -4,8 +4,8 @@ A cell is one run: a text, a variant of a trainer, so many peers, a seed.  All h
 180 inner steps a peer, and exchange a parameter every 20.  Its key names everything that its
 result depends on, so a result that is kept under the key need not be computed again.
 
-The settings of the variants are what was found to work best here; docs/results/convergence.md
-says what else was tried.
+The settings of the variants were chosen by their results on the first seed; what else was tried
+is in docs/results/convergence.md.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ BENCH_VERSION = 1
 STEPS = 180
 """Inner steps of a peer."""
 BATCH = 8
-"""So four peers see 0.7 M tokens, which takes one core two minutes; twice the batch, and all cells
-would take more than the 90 minutes that anybody waits."""
+"""So four peers see 0.7 M tokens, which takes one core two to three minutes, and all cells some 85
+minutes on two cores; with twice the batch a cell took five minutes."""
 INNER_STEPS = 20
 """H."""
 WARMUP_STEPS = 40
