@@ -85,6 +85,8 @@ class Links:
             return
         now = self._clock.now
         target.down.add(now, size_bytes)
+        if isinstance(effect.message, Frames):  # counted as payload, as `node.exchange` does
+            target.stats.payload_bytes += size_bytes
         if target.backlog is not None:
             late_s, silent_since = self.conditions.send_deadline_s, target.silent_since
             self._clock.after(late_s, self._unanswered, sender, target, silent_since, effect)

@@ -61,7 +61,7 @@ class Stats:
     half: int = 0
     tokens: int = 0
     payload_bytes: int = 0
-    """Fetched."""
+    """Fetched; of spsa: frames of scalars that came in."""
     state_bytes: int = 0
     """Of weights that were taken over from others."""
     messages: int = 0

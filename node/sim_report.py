@@ -57,7 +57,7 @@ class LinkReport:
     all_bytes: float
     """Received by all together."""
     payload_bytes: int
-    """Of these, payloads; the others are messages and states of joiners."""
+    """Of these, payloads and scalars; the others are messages and states of joiners."""
     state_bytes: int
     messages: int
 

@@ -6,6 +6,7 @@ Source: libp2p peer ids, https://github.com/libp2p/specs/blob/master/peer-ids/pe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import NewType
 
@@ -26,6 +27,10 @@ Round = NewType("Round", int)
 DIGEST_BYTES = 32
 SHORT_CHARS = 8
 """Ids in logs: the last characters of a peer id (all begin alike), the first of a hash."""
+
+KNOWN_KEYS = 8192
+"""Public keys kept of the ids checked last, some 300 bytes each: base58 is slow, and the same
+peers are named in every message."""
 
 _KEY_PREFIX = bytes.fromhex("002408011220")
 """Identity multihash of 36 bytes: a protobuf of key type Ed25519 and 32 bytes of key."""
@@ -62,6 +67,11 @@ def public_key(peer: PeerId) -> bytes:
     """
     if type(peer) is not str or not 40 <= len(peer) <= 64:  # 52 in fact; bounds the base58 work
         raise ValueError(f"not a peer id: {peer!r:.80}")
+    return _public_key(peer)
+
+
+@functools.lru_cache(KNOWN_KEYS)
+def _public_key(peer: PeerId) -> bytes:
     raw = base58.b58decode(peer)
     if len(raw) != len(_KEY_PREFIX) + 32 or not raw.startswith(_KEY_PREFIX):
         raise ValueError(f"not the id of an Ed25519 key: {peer}")

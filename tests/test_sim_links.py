@@ -15,6 +15,7 @@ from node.sim_toy import ToyLearner
 from node.sim_worker import Speed
 from protocol.algorithms import NolocoConfig
 from protocol.messages import Abort
+from protocol.spsa import Frames, SignedFrame
 from trainers.effects import Fetch, Release, Send
 from trainers.events import Event, Fetched, FetchFailed, Received, SendFailed
 
@@ -166,6 +167,15 @@ def test_messages_are_counted_at_both_ends_and_those_lost_at_one() -> None:
         assert world.peers[name(1)].down.bytes == down * sent
         assert len(scripts[1].heard(Received)) == down
         assert len(scripts[0].heard(SendFailed)) == 1 - down
+
+
+def test_scalars_are_messages_and_count_as_payload() -> None:
+    world, _ = swarm(line(1, 1), line(1, 1))
+    for message in (Frames((SignedFrame(b"body", b"s" * 64),), False), Abort(PAYLOAD)):
+        world.carry_out(name(0), Send(name(1), message))
+    world.run_until(60.0)
+    stats = [world.peers[name(n)].stats for n in (0, 1)]
+    assert [(s.messages, s.payload_bytes) for s in stats] == [(2, 0), (0, 4 + 69 + 180)]
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1e6)), max_size=30))

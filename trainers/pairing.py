@@ -270,6 +270,8 @@ class Pairing:
         self.candidates.tried.add(tried)
         self._proposed_to = None
         self.advance(now)
+        if not (self._proposed_to or self._pair or self.result):
+            self._out.append(Wait("a partner", None, self._until))
 
     def _begin(self, exchange: Exchange, now: float) -> None:
         assert self.mine is not None

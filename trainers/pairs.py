@@ -10,7 +10,7 @@ Source: NoLoCo, https://arxiv.org/abs/2506.10911, section 3; docs/decisions.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from protocol.ids import DIGEST_BYTES, Digest, PeerId, Round, RunId
@@ -27,7 +27,7 @@ LEAST_WEIGHT = 0.25
 
 def edge_key(run: RunId, round: Round, fragment: int, one: PeerId, other: PeerId) -> bytes:
     """The symmetric random rank of a pair in a round; lower is preferred."""
-    first, second = sorted((one, other))
+    first, second = (one, other) if one < other else (other, one)
     text = f"{round}|{fragment}|{first}|{second}".encode()
     return hashlib.blake2b(b"pair|" + run + text, digest_size=DIGEST_BYTES).digest()
 
@@ -212,11 +212,15 @@ class Candidates:
     def best(self, round: Round, now: float) -> tuple[PeerId | None, Propose | None]:
         """Whom to accept, with the proposal that was kept, or to propose to; None: nobody."""
         self.held = {peer: held for peer, held in self.held.items() if held.until > now}
-        untried = set(self.members) - self.tried
-        candidates = set(self.held) or (untried & set(self._asked)) or untried
+        candidates: Collection[PeerId] = self.held
+        if not candidates:
+            untried = set(self.members) - self.tried
+            candidates = untried.intersection(self._asked) or untried
         if not candidates:
             return None, None
-        best = min(candidates, key=lambda peer: self._key(peer, round))
+        for peer in candidates:
+            self._key(peer, round)
+        best = min(candidates, key=self._keys.__getitem__)
         held = self.held.pop(best, None)
         return best, held.propose if held else None
 
