@@ -116,6 +116,10 @@ class PeerStatus(TypedDict, total=False):
     loss: float
     tokens_per_s: float
     addrs: list[str]
+    link: str
+    """How it is reached now: direct, punched or relayed; empty: not connected."""
+    link_addr: str
+    """The other end of that, or the circuit."""
     tokens: int
     """Contributed in all, by its own record."""
     rounds: int

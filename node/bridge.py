@@ -13,21 +13,22 @@ there, so memory that was lent to it is free again.
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
-import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
-
-import trio
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from node.p2p.addrs import peer_of
 from node.p2p.answering import Incoming
-from node.p2p.asking import Outcome
-from node.p2p.counters import Traffic
+from node.p2p.asking import Gone, Outcome
+from node.p2p.budget import budgets
+from node.p2p.counters import PeerTraffic, Traffic
+from node.p2p.errand import Errand
 from node.p2p.host import Events, Host
+from node.p2p.links import Link
+from node.p2p.thread import TrioThread
+from node.uncancelled import uncancelled
 from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
@@ -35,8 +36,6 @@ from protocol.rpc import Method
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-log = logging.getLogger(__name__)
 
 STOP_S = 1.0
 """For the thread to end, measured 0.3 s; see `node.node.LEAVE_S`."""
@@ -61,19 +60,25 @@ class Bridge:
         *,
         listen: Sequence[str],
         on_peer: Callable[[PeerId, bool], None] | None = None,
+        up_mbit: float = 0.0,
+        down_mbit: float = 0.0,
     ) -> None:
         """
         Args:
             listen: multiaddrs; port 0 is any free one.
+            up_mbit: megabits of calls a second to all peers; 0: as the line carries.
+            down_mbit: the same from all peers.
             on_peer: called with a peer and whether it is connected, when that changes.
         """
         self._signer = signer
         self._listen = listen
+        self._up_mbit = up_mbit
+        self._down_mbit = down_mbit
         self._on_peer = on_peer
         self._on_blame: Callable[[PeerId, str], None] | None = None
+        self._thread = TrioThread(self._running, STOP_S)
+        self._to_loop = self._thread.to_loop
         self._desk = _Desk(self._to_loop)
-        self._deliveries: deque[Callable[[], object]] = deque()
-        self._delivering = False
         self._host: Host
 
     async def __aenter__(self) -> Self:
@@ -82,16 +87,7 @@ class Bridge:
         Raises:
             ConfigError: a port is in use, or an address cannot be listened on.
         """
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="libp2p", daemon=True)
-        self._thread.start()
-        is_cancelled = await _uncancelled({self._ready, self._ended})
-        if is_cancelled or self._ended.done():
-            await self._stop()
-        if is_cancelled:
-            raise asyncio.CancelledError
+        await self._thread.start()
         return self
 
     async def __aexit__(
@@ -101,11 +97,11 @@ class Bridge:
         traceback: TracebackType | None,
     ) -> None:
         """Close every connection and end the thread."""
-        await self._stop()
+        await self._thread.stop()
 
     async def wait_ended(self) -> None:
         """Wait until the network has ended; raises what ended it unless it was `__aexit__`."""
-        await asyncio.shield(self._ended)
+        await self._thread.wait_ended()
 
     # --- the network -----------------------------------------------------------------------
 
@@ -115,7 +111,7 @@ class Bridge:
 
     def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """Remember where `peer` may be dialled; what is no address of it is skipped."""
-        self.post(self._host.add_addrs, peer, list(addrs))
+        self.post(self._host.links.dialling.add_addrs, peer, list(addrs))
 
     async def connect(self, target: str, deadline_s: float) -> PeerId:
         """Have a connection to `target`, a multiaddr with /p2p/ID or the id of a known peer.
@@ -140,6 +136,37 @@ class Bridge:
         """Close every connection to `peer`."""
         await self.call(self._host.disconnect, peer)
 
+    def links(self) -> tuple[Link, ...]:
+        """How each connected peer is reached."""
+        return self._host.links.all
+
+    def observed(self) -> tuple[str, ...]:
+        """Where connected peers say that they see our listening port."""
+        return self._host.links.observed
+
+    async def reserve(self, relay: PeerId) -> tuple[float, Sequence[str]]:
+        """Let `relay`, which is connected directly, take connections for us.
+
+        Returns:
+            For how many seconds, and our addresses through it.
+
+        Raises:
+            PeerUnavailable: it does not, and why.
+        """
+        return await self.call(self._host.links.reserve, relay)
+
+    async def dial_back(self, peer: PeerId, addr: str) -> None:
+        """A fresh connection to an address that `peer`, which has none to us, says it has.
+
+        Raises:
+            PeerUnavailable: it is connected already, or cannot be dialled there.
+        """
+        await self.call(self._host.links.dialling.dial_back, peer, addr)
+
+    def be_public(self, is_public: bool) -> None:
+        """Strangers reach this node, so that it can be a relay for others; or they do not."""
+        self.post(self._host.links.be_public, is_public)
+
     async def provide(self, key: bytes) -> bool:
         """Say in the DHT that we provide `key`; whether any other peer knows now."""
         return await self.call(self._host.dht.provide, key)
@@ -148,9 +175,21 @@ class Bridge:
         """Candidates for `key` and their addresses, without us: unsigned, perhaps old."""
         return await self.call(self._host.dht.find_providers, key)
 
+    async def put_record(self, key: str, value: bytes) -> bool:
+        """Store our signed address record in the DHT; whether any other peer has it now."""
+        return await self.call(self._host.dht.put_record, key, value)
+
+    async def find_record(self, key: str) -> bytes | None:
+        """The newest valid address record under `key` (protocol/peer_record.py)."""
+        return await self.call(self._host.dht.find_record, key)
+
     def counters(self) -> Traffic:
         """Bytes so far."""
         return self._host.counters.snapshot()
+
+    def traffic_of(self, peer: PeerId) -> PeerTraffic | None:
+        """Bytes, rates and round trip of one peer; None: it is not counted, or no longer."""
+        return self._host.counters.traffic_of(peer)
 
     # --- for node.rpc ----------------------------------------------------------------------
 
@@ -172,8 +211,29 @@ class Bridge:
         deadline_s: float,
         into: memoryview | None,
     ) -> Outcome:
-        """One call to a peer."""
-        return await self.call(self._host.call, peer, method, body, deadline_s, into)
+        """One call to a peer; it is dialled first if need be, and again if its link breaks."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        future: asyncio.Future[Outcome | None] = loop.create_future()
+        errand = Errand(peer, method, body, deadline_s, into, future, self._to_loop)
+        self.post(errand.begin, self._host)
+        timer = loop.call_later(deadline_s, self._post_if_running, errand.late)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            if not errand.is_back:
+                errand.future = loop.create_future()
+                self._post_if_running(errand.cancel)
+                await uncancelled({errand.future})
+            raise
+        finally:
+            timer.cancel()
+        if outcome is None:
+            return await self.call(self._host.call, peer, method, body, deadline_s, into)
+        if isinstance(outcome, Gone) and outcome.stream_broke:
+            left_s = max(0.0, began + deadline_s - loop.time())
+            return await self.call(self._host.call, peer, method, body, left_s, into)
+        return outcome
 
     def answer(self, incoming: Incoming, body: bytes | memoryview) -> None:
         """Send the answer; the memory must not change until it is sent."""
@@ -187,103 +247,29 @@ class Bridge:
 
     async def call(self, run: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The value of `run(*args)` on the trio side."""
-        crossing: _Crossing[T] = _Crossing(
-            functools.partial(run, *args, **kwargs), self._loop.create_future()
-        )
-        self.post(self._begin, crossing)
-        try:
-            await asyncio.wait({crossing.future})
-        except asyncio.CancelledError:
-            self.post(crossing.scope.cancel)
-            await _uncancelled({crossing.future})
-            crossing.future.exception()  # nobody wants it
-            raise
-        return crossing.future.result()
+        return await self._thread.call(run, *args, **kwargs)
 
     def post(self, run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run `run(*args)` on the trio side, after everything posted before."""
-        try:
-            self._token.run_sync_soon(functools.partial(run, *args, **kwargs))
-        except trio.RunFinishedError:
-            raise LocalProtocolError("the network has ended") from None
+        self._thread.post(run, *args, **kwargs)
 
-    def _begin(self, crossing: _Crossing[T]) -> None:
-        """Trio side of `call`."""
-        if self._stopping.is_set():
-            self._to_loop(crossing.fail, LocalProtocolError("the network has ended"))
-        else:
-            self._nursery.start_soon(self._carry_out, crossing)
+    def _post_if_running(self, run: Callable[[], object]) -> None:
+        """`post` for what is over anyway once the network has ended."""
+        with contextlib.suppress(LocalProtocolError):
+            self.post(run)
 
-    async def _carry_out(self, crossing: _Crossing[T]) -> None:
-        failure: Exception = LocalProtocolError("the network has ended")
-        try:
-            with crossing.scope:
-                value = await crossing.run()
-                self._to_loop(crossing.future.set_result, value)
-                return
-        except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets it
-            failure = error
-        finally:
-            self._to_loop(crossing.fail, failure)
-
-    def _to_loop(self, run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run `run(*args)` on the event loop; many of them cost one wake-up."""
-        self._deliveries.append(functools.partial(run, *args, **kwargs))
-        if not self._delivering:
-            self._delivering = True
-            self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._delivering = False
-        while self._deliveries:
-            self._deliveries.popleft()()
-
-    # --- the thread ------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            trio.run(self._main)
-        except BaseException as end:  # noqa: BLE001  # raised where the bridge is used
-            error = end
-        self._loop.call_soon_threadsafe(self._set_ended, error)
-
-    async def _main(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        self._stopping = trio.Event()
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        """What runs on the trio side."""
         events = Events(
             connected=lambda peer: self._to_loop(self._tell_peer, peer, True),
             disconnected=lambda peer: self._to_loop(self._tell_peer, peer, False),
             blame=lambda peer, reason: self._to_loop(self._tell_blame, peer, reason),
         )
-        self._host = Host(self._signer, self._listen, self._desk, events)
-        async with self._host.running(), trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._to_loop(self._ready.set_result, None)
-            try:
-                await self._stopping.wait()
-            finally:
-                self._stopping.set()  # no more calls, whatever ended us
-                nursery.cancel_scope.cancel()
-
-    async def _stop(self) -> None:
-        if not self._ended.done():
-            self._token.run_sync_soon(self._stopping.set)
-        is_cancelled = await _uncancelled({self._ended}, STOP_S)
-        if self._ended.done():
-            self._thread.join()
-            self._ended.result()
-        else:  # it ends with the process
-            log.warning("network left behind: it did not end within %g s", STOP_S)
-        if is_cancelled:
-            raise asyncio.CancelledError
-
-    def _set_ended(self, error: BaseException | None) -> None:
-        self._deliver()
-        if error is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(_single(error))
+        allowed = budgets(self._up_mbit, self._down_mbit)
+        self._host = Host(self._signer, self._listen, self._desk, events, allowed)
+        async with self._host.running():
+            yield
 
     def _tell_peer(self, peer: PeerId, is_connected: bool) -> None:
         if self._on_peer is not None:
@@ -311,40 +297,3 @@ class _Desk:
 
     def cancel(self, incoming: Incoming) -> None:
         self._to_loop(self._server.cancel, incoming)
-
-
-class _Crossing(Generic[T]):
-    """One `Bridge.call` under way."""
-
-    def __init__(self, run: Callable[[], Awaitable[T]], future: asyncio.Future[T]) -> None:
-        self.run = run
-        self.future = future
-        self.scope = trio.CancelScope()
-
-    def fail(self, error: Exception) -> None:
-        """End it with `error` unless it has a value already."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-async def _uncancelled(
-    futures: set[asyncio.Future[None]] | set[asyncio.Future[Any]], timeout_s: float | None = None
-) -> bool:
-    """Wait for one of them although we may be cancelled; whether we were."""
-    waiting = asyncio.ensure_future(
-        asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    )
-    is_cancelled = False
-    while not waiting.done():
-        try:
-            await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            is_cancelled = True
-    return is_cancelled
-
-
-def _single(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups that nurseries put around it."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -23,7 +23,6 @@ from node import corpus, handover, keys, telemetry, view
 from node import demo as demo_swarm
 from node.api import ApiClient
 from node.config import (
-    CORPORA,
     BootstrapOnly,
     CreateRun,
     JoinRun,
@@ -32,6 +31,7 @@ from node.config import (
     Resume,
     load_node_config,
 )
+from node.run_file import CORPORA
 from protocol import ticket as tickets
 from protocol.errors import ConfigError, ShoalError
 from protocol.ticket import Ticket

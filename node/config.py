@@ -1,9 +1,9 @@
-"""What a person sets: this node's own settings, the run file, and what the node shall do.
+"""What a person sets: this node's own settings, and what the node shall do.
 
 The only reader of the environment (`SHOAL_DATA`, `SHOAL_CACHE`) and of TOML.  What is local
 is `NodeConfig`, from `<data dir>/node.toml` and flags, flags first; what must be equal on all
-peers is a run file, read into a `RunDraft` that becomes a `RunSpec` once the blobs are known.
-Whatever is wrong with a file is one `ConfigError`: file, key, found, expected, what to do.
+peers is in a run file (node/run_file.py).  Whatever is wrong with a file is one `ConfigError`:
+file, key, found, expected, what to do.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from node.settings import check_addr, section, trainer_section, values
+from node.settings import check_addr, values
 from protocol import check
-from protocol.algorithms import TrainerConfig
 from protocol.errors import ConfigError
-from protocol.ids import Digest, PeerId, peer_id
-from protocol.model import GptConfig, InnerConfig
-from protocol.spec import BlobRef, DataConfig, RunSpec
 from protocol.ticket import Ticket
 
 MAX_FILE_BYTES = 64 * 1024
@@ -30,19 +26,6 @@ MAX_FILE_BYTES = 64 * 1024
 MAX_ADDRS = 16
 """Addresses in one setting; a ticket carries eight."""
 MIB = 1024 * 1024
-CORPORA = ("shakespeare", "pydoc")
-"""Corpora that a node can fetch by name, see node/corpus.py."""
-_RUN_KEYS: dict[str, Any] = {
-    "name": str,
-    "data": str,
-    "validation": str,
-    "rounds": int,
-    "seed": int,
-    "min_members": int,
-    "start_deadline_s": float,
-    "private": bool,
-}
-_RUN_TABLES = ("model", "inner", "trainer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +40,14 @@ class NodeConfig:
     """Where to listen; port 0: any free one.  4001 is libp2p's usual port."""
     announce: tuple[str, ...] = ()
     """Published instead of the bound addresses, where those are not what others can reach."""
+    reachable: str = "auto"
+    """Whether others can dial this node: auto: it finds out; yes or no: take my word.  A node that
+    can be reached carries connections for those that cannot."""
     bootstrap: tuple[str, ...] = ()
     """Peers to enter the DHT through, besides those of the ticket."""
+    lan: bool = True
+    upnp: bool = True
+    """Find nodes on the LAN by multicast DNS; ask the router for a port."""
     device: str = "auto"
     """Where the worker trains; auto: a GPU where there is one."""
     threads: int = 1
@@ -89,6 +78,7 @@ class NodeConfig:
             check_addr("announce", addr, peer=False)
         for addr in _bounded("bootstrap", self.bootstrap):
             check_addr("bootstrap", addr, peer=True)
+        check.one_of("reachable", self.reachable, ("auto", "yes", "no"))
         check.one_of("device", self.device, ("auto", "cpu", "cuda"))
         check.integer("threads", self.threads, 1, 1024)
         check.integer("nice", self.nice, 0, 19)
@@ -147,139 +137,6 @@ class BootstrapOnly:
 Mode = CreateRun | JoinRun | Resume | BootstrapOnly
 
 
-# --- the run file ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class NamedCorpus:
-    """One of `CORPORA`, fetched by its pinned hash."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class TextCorpus:
-    """A person's own text, which becomes the run's corpus and validation text."""
-
-    path: Path
-    """A UTF-8 file, or a folder of .txt files."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnData:
-    """Each peer trains on files of its own; this one text is everybody's yardstick."""
-
-    validation: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunDraft:
-    """A run file, checked: everything of the `RunSpec` but creator, secret and blobs."""
-
-    name: str
-    data: NamedCorpus | TextCorpus | OwnData
-    rounds: int
-    seed: int
-    min_members: int
-    start_deadline_s: float
-    private: bool
-    model: GptConfig
-    inner: InnerConfig
-    trainer: TrainerConfig
-
-    def __post_init__(self) -> None:
-        self._blank()  # for its checks
-
-    @property
-    def num_fragments(self) -> int:
-        """P of the run."""
-        return self._blank().num_fragments
-
-    def _blank(self) -> RunSpec:
-        """The spec of this run, but for who makes it and on which text."""
-        blob = BlobRef(digest=Digest(bytes(32)), size_bytes=1)
-        blobs = DataConfig(tokenizer=blob, validation=blob, corpus=None)
-        return self.spec(creator=peer_id(bytes(32)), join_secret=None, data=blobs)
-
-    def spec(self, *, creator: PeerId, join_secret: Digest | None, data: DataConfig) -> RunSpec:
-        """The spec of this run, as `creator` makes it."""
-        return RunSpec(
-            name=self.name,
-            creator=creator,
-            seed=self.seed,
-            rounds=self.rounds,
-            min_members=self.min_members,
-            start_deadline_s=self.start_deadline_s,
-            join_secret=join_secret,
-            model=self.model,
-            inner=self.inner,
-            trainer=self.trainer,
-            data=data,
-        )
-
-
-def read_run_file(path: Path) -> RunDraft:
-    """The run that a person's TOML file describes.
-
-    Raises:
-        ConfigError: what is wrong in the file and what to do.
-    """
-    table = _read_toml(path)
-    top = {key: value for key, value in table.items() if key not in _RUN_TABLES}
-    given = values(path, "", _RUN_KEYS, top, also=_RUN_TABLES)
-    try:
-        data = _data(path, given.pop("data", CORPORA[0]), given.pop("validation", None))
-        draft: dict[str, Any] = {
-            "name": path.stem,
-            "rounds": 100,
-            "seed": 0,
-            "min_members": 1,
-            "start_deadline_s": 60.0,
-            "private": False,
-        }
-        tables = {name: _table(name, table.get(name, {})) for name in _RUN_TABLES}
-        return RunDraft(
-            **(draft | given),
-            data=data,
-            model=section(path, "model", GptConfig, tables["model"]),
-            inner=section(path, "inner", InnerConfig, tables["inner"]),
-            trainer=trainer_section(path, tables["trainer"]),
-        )
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}; correct it and start again") from None
-
-
-def _table(name: str, table: object) -> dict[str, object]:
-    if type(table) is not dict:
-        raise ValueError(f"{name} is {table!r:.40}, expected a table [{name}]")
-    return table
-
-
-def _data(path: Path, data: str, validation: str | None) -> NamedCorpus | TextCorpus | OwnData:
-    if (validation is not None) != (data == "own"):
-        raise ValueError(
-            f'data is {data!r:.60} and validation is {validation!r:.60}, expected data = "own" '
-            'together with validation = "text:PATH", or no validation'
-        )
-    if data in CORPORA:
-        return NamedCorpus(data)
-    if data == "own":
-        return OwnData(_text_path(path, "validation", str(validation)))
-    return TextCorpus(_text_path(path, "data", data))
-
-
-def _text_path(path: Path, key: str, value: str) -> Path:
-    """What "text:PATH" names; a relative PATH is seen from the run file."""
-    scheme, _, name = value.partition(":")
-    if scheme != "text" or not name:
-        choices = f'{", ".join(CORPORA)}, "own" or ' if key == "data" else ""
-        raise ValueError(f'{key} is {value!r:.60}, expected {choices}"text:PATH"')
-    file = path.parent / Path(name).expanduser()
-    if not file.is_file() and (key == "validation" or not file.is_dir()):
-        raise ValueError(f"{key} is {value!r:.200}, but there is no file {file}")
-    return file.resolve()
-
-
 # --- this node's settings ----------------------------------------------------------------
 
 
@@ -302,7 +159,7 @@ def load_node_config(data_dir: Path | None, flags: Mapping[str, object]) -> Node
     )
     file = directory / "node.toml"
     if file.exists():
-        config = _updated(config, file, directory, _read_toml(file))
+        config = _updated(config, file, directory, read_toml(file))
     set_flags = {key: value for key, value in flags.items() if value is not None}
     return _updated(config, "command line", Path.cwd(), set_flags)
 
@@ -328,10 +185,12 @@ def _bounded(name: str, addrs: tuple[str, ...]) -> tuple[str, ...]:
     return addrs
 
 
-# --- TOML --------------------------------------------------------------------------------
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a small file.
 
-
-def _read_toml(path: Path) -> dict[str, Any]:
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:

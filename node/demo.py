@@ -26,10 +26,10 @@ from rich.table import Table
 
 from node import report, view
 from node.api import Status
-from node.config import NamedCorpus, RunDraft, read_run_file
 from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
 from node.measuring import measure
 from node.report import Measured, NodeResult, Report
+from node.run_file import NamedCorpus, RunDraft, read_run_file
 from node.signals import INTERRUPTED, on_stop
 from protocol.errors import ConfigError
 

@@ -1,6 +1,6 @@
 """The trainer's view of the other peers: signed round messages out, payloads in.
 
-A payload is fetched whole, straight into arena memory of the length that was announced, and
+A payload is fetched in pieces, straight into arena memory of the length that was announced, and
 held only if it hashes to its name.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.arena import Arena, ArenaFull
+from node.pieces import fetch_pieces
 from node.ports import Rpc
 from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
@@ -47,13 +48,16 @@ class Exchange:
         arena: Arena,
         fetch_deadline_s: float,
         blame: Callable[[PeerId, str], None],
+        is_relayed: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
+        """Args: is_relayed: whether a peer is reached through another, which is spared then."""
         self._run = run
         self._signer = signer
         self._caller = caller
         self._arena = arena
         self._fetch_deadline_s = fetch_deadline_s
         self.blame = blame
+        self._is_relayed = is_relayed
         self.scalars = ScalarTraffic()
         self.fetched: Counter[int] = Counter()
         """Payloads that came in whole, by their length: as many lengths as fragments."""
@@ -74,13 +78,7 @@ class Exchange:
         try:
             slot = self._arena.reserve(size_bytes)
             try:
-                await self._caller.call(
-                    source,
-                    rpc.FETCH,
-                    rpc.FetchCall(self._run, digest),
-                    deadline_s=self._fetch_deadline_s,
-                    into=slot.view,
-                )
+                await self._fill(slot.view, digest, source)
                 await slot.verify_and_commit(digest)
                 self.fetched[size_bytes] += 1
             finally:
@@ -90,6 +88,15 @@ class Exchange:
         except Malformed as error:
             self.blame(source, f"sent another payload: {error}")
             raise RemoteProtocolError(source, str(error)) from error
+
+    async def _fill(self, view: memoryview, digest: Digest, source: PeerId) -> None:
+        async def ask(offset: int, into: memoryview, deadline_s: float) -> None:
+            call = rpc.FetchCall(self._run, digest, offset, len(into))
+            await self._caller.call(source, rpc.FETCH, call, deadline_s=deadline_s, into=into)
+
+        await fetch_pieces(
+            source, view, ask, deadline_s=self._fetch_deadline_s, is_relayed=self._is_relayed
+        )
 
     def release(self, digest: Digest) -> None:
         """Drop the payload; one that is not held is no error."""

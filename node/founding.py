@@ -18,14 +18,15 @@ from typing import TypeVar, assert_never
 
 from node import corpus
 from node.blobstore import BlobStore
-from node.config import NamedCorpus, NodeConfig, OwnData, RunDraft, TextCorpus
+from node.config import NodeConfig
 from node.files import write_atomically
 from node.keys import DataDir
+from node.run_file import NamedCorpus, OwnData, RunDraft, TextCorpus
 from node.telemetry import Waits
 from protocol import hello, ticket
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, Malformed
-from protocol.ids import PeerId, RunId, short
+from protocol.ids import RunId, short
 from protocol.spec import MAX_CORPUS_BYTES, DataConfig, RunSpec, SignedSpec, sign_spec
 from protocol.ticket import SECRET_BYTES, Ticket
 from trainers.tokenizer import train_tokenizer
@@ -152,13 +153,6 @@ def with_addrs(held: HeldRun, addrs: tuple[str, ...]) -> HeldRun:
     own = {_peer(addr) for addr in addrs}
     named = (*addrs, *(addr for addr in held.ticket.addrs if _peer(addr) not in own))
     return replace(held, ticket=replace(held.ticket, addrs=named[: ticket.MAX_ADDRS]))
-
-
-def announced(config: NodeConfig, me: PeerId, bound: tuple[str, ...]) -> tuple[str, ...]:
-    """The addresses that others may dial: configured ones, else those that are bound."""
-    if config.announce:
-        return tuple(f"{addr}/p2p/{me}" for addr in config.announce)
-    return bound
 
 
 def _peer(addr: str) -> str:

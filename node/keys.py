@@ -70,6 +70,11 @@ class DataDir:
         return self.root / "records"
 
     @property
+    def peers(self) -> Path:
+        """The members last heard of."""
+        return self.root / "peers"
+
+    @property
     def blobs(self) -> Path:
         """Blobs and checkpoints by digest."""
         return self.root / "blobs"

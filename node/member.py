@@ -32,6 +32,7 @@ from node.exchange import Exchange
 from node.founding import HeldRun
 from node.journal import Journal
 from node.keys import DataDir
+from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
 from node.record_files import RecordFiles
@@ -64,6 +65,8 @@ class World:
     signer: Signer
     bridge: Bridge
     rpc: Rpc
+    addrs: Callable[[], tuple[str, ...]]
+    """Where others may dial this node now, the best first."""
     store: BlobStore
     waits: Waits
     clock: Callable[[], float]
@@ -99,9 +102,12 @@ class Member:
         )
         self._discovery = Discovery(
             run=held.run,
-            me=self._me,
+            signer=world.signer,
             secret=held.ticket.secret,
             addrs=(*held.ticket.addrs, *world.config.bootstrap),
+            announced=lambda: self._facts().addrs,
+            lan=world.config.lan,
+            cache=PeerCache(world.directory.peers),
             bridge=world.bridge,
             rpc=world.rpc,
             live=self.presence.live,
@@ -109,6 +115,7 @@ class Member:
             blame=self.blame,
             waits=world.waits,
             clock=world.clock,
+            unix_s=time.time,
             rng=self._rng,
         )
 
@@ -248,17 +255,14 @@ class Member:
 
     def _new_training(self, spec: RunSpec, setup: wire.Setup) -> Training:
         world = self._world
-
-        async def fetch_checkpoint(donor: PeerId) -> Checkpoint:
-            return await joining.fetch_checkpoint(
-                donor,
-                run=self.held.run,
-                spec=spec,
-                caller=world.rpc,
-                arena=self._arena,
-                waits=world.waits,
-            )
-
+        fetch_checkpoint = partial(
+            joining.fetch_checkpoint,
+            run=self.held.run,
+            spec=spec,
+            caller=world.rpc,
+            arena=self._arena,
+            waits=world.waits,
+        )
         return Training(
             spec=spec,
             signer=world.signer,
@@ -295,11 +299,10 @@ class Member:
 
     def _facts(self) -> Facts:
         """What this node says of itself now."""
-        journal, progress = self.journal, None
-        if self.training:
-            progress = self.training.learner.progress
+        journal = self.journal
+        progress = self.training.learner.progress if self.training else None
         return Facts(
-            addrs=founding.announced(self._world.config, self._me, self._world.bridge.addrs()),
+            addrs=self._world.addrs(),
             state=journal.state,
             round=journal.round,
             inner_step=progress.inner_step if progress else 0,

@@ -18,19 +18,13 @@ from typing import assert_never
 from node import api, founding
 from node.blobstore import BlobStore
 from node.bridge import Bridge
-from node.config import (
-    BootstrapOnly,
-    CreateRun,
-    JoinRun,
-    Mode,
-    NodeConfig,
-    Resume,
-    read_run_file,
-)
+from node.config import BootstrapOnly, CreateRun, JoinRun, Mode, NodeConfig, Resume
 from node.founding import HeldRun
 from node.keys import DataDir
 from node.member import Member, World
+from node.reach import Reach
 from node.rpc import Rpc
+from node.run_file import read_run_file
 from node.signals import on_stop
 from node.status import peers_of, status_of
 from node.telemetry import Waits
@@ -41,6 +35,9 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 10.0
 """Between two looks of a bootstrap node at the others; also the deadline of a dial."""
+SETTLE_S = 10.0
+"""Until a new run's ticket is made, whose addresses shall be such as others can dial: a round of
+calls with a relay, some seconds over a slow link."""
 LEAVE_S = 0.8
 """For goodbyes.  The node has three seconds in all, and these follow each other: goodbyes 0.8,
 the worker's snapshot 0.9 (worker_life.TERM_S), the API 0.2 (api.SHUTDOWN_S), the network 1.0
@@ -73,6 +70,7 @@ class Node:
         self._stopping = asyncio.Event()
         self._leaving = False
         self._bridge: Bridge
+        self._reach: Reach
         self.member: Member | None = None
 
     def stop(self) -> None:
@@ -87,16 +85,18 @@ class Node:
                 Bridge(self._signer, listen=config.listen)
             )
             rpc = await stack.enter_async_context(Rpc(self._bridge, on_blame=self._on_blame))
+            self._reach = self._new_reach(mode, rpc)
             await stack.enter_async_context(api.serving(config.api_socket, self))
             log.info("node up: peer=%s addrs=%s", self._signer.peer, " ".join(self._addrs()))
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._bridge.wait_ended(), name="network")
+                reach = tasks.create_task(self._reach.run(), name="reach")
                 work = tasks.create_task(self._work(mode, rpc), name="work")
                 await self._stopping.wait()
                 log.info("node stops: leaving=%s", self._leaving)
                 await self._say_goodbye()
-                work.cancel()
-                watch.cancel()
+                for task in (work, reach, watch):
+                    task.cancel()
 
     async def _work(self, mode: Mode, rpc: Rpc) -> None:
         if isinstance(mode, BootstrapOnly):
@@ -114,6 +114,7 @@ class Node:
             signer=self._signer,
             bridge=self._bridge,
             rpc=rpc,
+            addrs=self._addrs,
             store=store,
             waits=self._waits,
             clock=asyncio.get_running_loop().time,
@@ -136,6 +137,8 @@ class Node:
     async def _held(self, mode: CreateRun | JoinRun | Resume, store: BlobStore) -> HeldRun:
         match mode:
             case CreateRun(spec_file):
+                with self._waits.on("who can reach this node", "the bootstrap peers", SETTLE_S):
+                    await self._reach.settle(self._config.bootstrap, SETTLE_S)
                 return await founding.found(
                     read_run_file(spec_file),
                     config=self._config,
@@ -164,8 +167,20 @@ class Node:
         except TimeoutError:
             log.warning("goodbye cut short: after_s=%g", LEAVE_S)
 
+    def _new_reach(self, mode: Mode, rpc: Rpc) -> Reach:
+        """Who is only there for others to find says that it can be reached."""
+        config = self._config
+        vouched = config.reachable == "auto" and isinstance(mode, BootstrapOnly)
+        return Reach(
+            me=self._signer.peer,
+            bridge=self._bridge,
+            rpc=rpc,
+            announce=config.announce,
+            reachable="yes" if vouched else config.reachable,
+        )
+
     def _addrs(self) -> tuple[str, ...]:
-        return founding.announced(self._config, self._signer.peer, self._bridge.addrs())
+        return self._reach.addrs()
 
     def _on_blame(self, peer: PeerId, reason: str) -> None:
         if self.member:
@@ -189,7 +204,7 @@ class Node:
 
     def peers(self) -> Sequence[Mapping[str, object]]:
         """See `node.api.PeerStatus`."""
-        return peers_of(self.member)
+        return peers_of(self.member, self._bridge.links())
 
     async def leave(self) -> None:
         """Say goodbye to the run and stop."""

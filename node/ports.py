@@ -56,3 +56,12 @@ class Bridge(Protocol):
 
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
         """Who claims to provide `key`, with addresses: unproven, possibly stale."""
+
+    async def put_record(self, key: str, value: bytes) -> bool:
+        """Store a signed address record in the DHT; whether another peer has it now."""
+
+    async def find_record(self, key: str) -> bytes | None:
+        """The newest valid address record under `key`."""
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to `peer`."""

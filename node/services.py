@@ -91,7 +91,7 @@ class Services:
         self._blobs = blobs
         self._admitted: dict[PeerId, None] = {}
         self.served: Counter[int] = Counter()
-        """Payloads sent to who asked for them, by their length."""
+        """Bytes of payloads sent to who asked for them, by the length of the payload."""
 
         self.heard = 0
         """Calls with scalars."""
@@ -158,8 +158,10 @@ class Services:
         if call.digest not in self._arena:
             raise Refused(NOT_HERE, f"payload {short(call.digest)} is not, or no longer, here")
         view = self._arena.view(call.digest)
-        self.served[len(view)] += 1
-        return view  # type: ignore[return-value]  # not copied: sent part by part
+        part = view[call.offset : call.offset + call.length]
+        self._check_range("payload", call, len(part))
+        self.served[len(view)] += len(part)
+        return part  # type: ignore[return-value]  # not copied: sent part by part
 
     async def blob(self, peer: PeerId, call: rpc.BlobCall) -> bytes:
         self._check(peer, call.run)
@@ -170,13 +172,16 @@ class Services:
             if read is None:
                 raise Refused(NOT_HERE, f"blob {short(call.digest)} is not here")
             part = read
-        if len(part) != call.length:
+        self._check_range("blob", call, len(part))
+        return part
+
+    def _check_range(self, what: str, call: rpc.BlobCall | rpc.FetchCall, there: int) -> None:
+        if there != call.length:
             raise Refused(
                 BAD_RANGE,
-                f"asked for {call.length} bytes at {call.offset} of blob {short(call.digest)}, "
-                f"which has {len(part)} there",
+                f"asked for {call.length} bytes at {call.offset} of {what} {short(call.digest)}, "
+                f"which has {there} there",
             )
-        return part
 
     def _check(self, peer: PeerId, run: RunId) -> None:
         self._check_run(run)

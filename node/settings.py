@@ -72,15 +72,17 @@ def _typed(source: Path | str, key: str, kind: Any, value: object) -> Any:
 
 
 def check_addr(name: str, addr: str, *, peer: bool) -> None:
-    """`addr` is a TCP multiaddr; with `peer`, of a named peer.
+    """`addr` is a TCP multiaddr; with `peer`, of a named peer, perhaps through a relay.
 
     Raises:
         ValueError: what was found and what was expected.
     """
-    parts = addr.split("/")
     expected = "/ip4/HOST/tcp/PORT" + ("/p2p/PEER" if peer else "")
     wrong = ValueError(f"{name} is {addr!r:.160}, expected a multiaddr such as {expected}")
-    if len(parts) not in ((7,) if peer else (5, 7)) or parts[0] or parts[3] != "tcp":
+    relay, found, target = addr.partition("/p2p-circuit")
+    parts = relay.split("/")
+    lengths = (7,) if peer else (5, 7)
+    if len(parts) not in lengths or parts[0] or parts[3] != "tcp" or (found and not peer):
         raise wrong
     host, port = parts[2], parts[4]
     if parts[1] not in _HOSTS or not host or not _is_port(port):
@@ -90,9 +92,10 @@ def check_addr(name: str, addr: str, *, peer: bool) -> None:
             version = ipaddress.ip_address(host).version
             if parts[1] != f"ip{version}":
                 raise wrong
-        if parts[5:]:
-            check.one_of("protocol", parts[5], ("p2p",))
-            check.peer("peer", parts[6])
+        named = [parts[5:], target.split("/")[1:]] if found else [parts[5:]]
+        for item in filter(None, named):
+            check.one_of("protocol", item[0], ("p2p",))
+            check.peer("peer", "/".join(item[1:]))
     except ValueError:
         raise wrong from None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from node.config import _read_toml
+from node.config import read_toml
 from node.settings import section, trainer_section, values
 from node.sim_peer import Conditions
 from node.sim_settings import (
@@ -137,7 +137,7 @@ def read_scenario(path: Path, *, seed: int | None = None) -> Scenario:
     Raises:
         ConfigError: what is wrong in the file and what to do.
     """
-    table = _read_toml(path)
+    table = read_toml(path)
     kinds = {key: kind for key, kind in typing.get_type_hints(Scenario).items() if key in _KEYS}
     top = {key: value for key, value in table.items() if key not in _TABLES}
     given = {"name": path.stem, **values(path, "", kinds, top, also=_TABLES)}

@@ -15,13 +15,15 @@ from node.founding import with_addrs
 from node.keys import DataDir
 from node.member import Member
 from node.p2p.counters import Traffic
+from node.p2p.links import Link
+from node.pieces import DIRECT, cuts
 from node.snapshots import snapshot_files
 from node.telemetry import Rounds, Waits
 from protocol import codec, rpc
 from protocol.envelope import SIGNATURE_BYTES
 from protocol.fragments import num_parameters
 from protocol.frame import answer_bytes, request_bytes
-from protocol.ids import PeerId, RunId
+from protocol.ids import Digest, PeerId, RunId
 from protocol.labels import payload_sizes
 from protocol.messages import SignedMessage
 from protocol.spec import RunSpec
@@ -89,15 +91,16 @@ def status_of(
     )
 
 
-def peers_of(member: Member | None) -> Sequence[PeerStatus]:
+def peers_of(member: Member | None, links: Sequence[Link]) -> Sequence[PeerStatus]:
     """The other members, those that are alive and those that only have a record."""
     if member is None:
         return []
     live = {presence.peer: presence for presence in member.presence.live()}
     views = member.records.views() if member.records else {}
+    by_peer = {link.peer: link for link in links}
     found = []
     for peer, reason in member.standings():
-        presence, view = live.get(peer), views.get(peer)
+        presence, view, link = live.get(peer), views.get(peer), by_peer.get(peer)
         content = view if isinstance(view, Content) else Content()
         found.append(
             PeerStatus(
@@ -110,6 +113,8 @@ def peers_of(member: Member | None) -> Sequence[PeerStatus]:
                 loss=presence.loss if presence else 0.0,
                 tokens_per_s=presence.tokens_per_s if presence else 0.0,
                 addrs=list(presence.addrs) if presence else [],
+                link=link.kind.value if link else "",
+                link_addr=link.addr if link else "",
                 tokens=content.totals.tokens,
                 rounds=content.totals.rounds,
             )
@@ -136,7 +141,8 @@ def closed_form(
     be, too, and is counted by what crossed.
 
     Args:
-        sent: payloads by length; lengths that are none of this run's count nothing.
+        sent: bytes of payloads, by the length of the payload; lengths that are none of this
+            run's count nothing.
         asked: payloads that were asked for, by length.
         scalars: what was sent of an spsa run's scalars.
         heard: messages with scalars that were received, each of which is answered.
@@ -144,11 +150,25 @@ def closed_form(
     if spec is None:
         return {PAYLOAD: 0}
     sizes = set(payload_sizes(spec)) - {0}
-    call = rpc.FetchCall(RunId(bytes(32)), spec.data.tokenizer.digest)
-    request = request_bytes(rpc.FETCH.name, len(codec.encode(call)))
-    payloads = sum(answer_bytes(size) * sent.get(size, 0) for size in sizes)
-    requests = request * sum(asked.get(size, 0) for size in sizes)
+    digest = spec.data.tokenizer.digest
+    payloads = sum(sent.get(size, 0) * answers(size) // size for size in sizes)
+    requests = sum(asked.get(size, 0) * asking(size, digest) for size in sizes)
     return {PAYLOAD: payloads + requests + scalar_bytes(scalars, heard)}
+
+
+def answers(size_bytes: int) -> int:
+    """What the answers take that bring a payload of this length over a direct link."""
+    return sum(answer_bytes(piece) for piece in cuts(size_bytes, DIRECT.piece_bytes))
+
+
+def asking(size_bytes: int, digest: Digest) -> int:
+    """What the requests for them take."""
+    taken = offset = 0
+    for piece in cuts(size_bytes, DIRECT.piece_bytes):
+        call = codec.encode(rpc.FetchCall(RunId(bytes(32)), digest, offset, piece))
+        taken += request_bytes(rpc.FETCH.name, len(call))
+        offset += piece
+    return taken
 
 
 def scalar_bytes(sent: ScalarTraffic, heard: int) -> int:

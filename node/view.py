@@ -56,8 +56,8 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("peer", "name", "state", "round", "inner step", "loss", "tokens/s", "tokens"):
         table.add_column(name, justify="left" if name in ("peer", "name", "state") else "right")
-    table.add_column("standing")
-    table.add_column("address")
+    for name in ("link", "standing", "address"):
+        table.add_column(name)
     for peer in peers:
         table.add_row(
             short(peer["peer"]),
@@ -68,6 +68,7 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
             f"{peer.get('loss', 0.0):.3f}",
             f"{peer.get('tokens_per_s', 0.0):.0f}",
             f"{peer.get('tokens', 0):,}",
+            peer.get("link", ""),
             peer.get("standing", ""),
             (peer.get("addrs") or [""])[0].split("/p2p/")[0],
         )

@@ -31,6 +31,7 @@ class Domain(Enum):
     ROSTER = b"roster"
     FRAME = b"frame"
     BASE = b"base"
+    PEER = b"peer"
 
 
 class Seal(Protocol):

@@ -58,13 +58,17 @@ class FrameKind(IntEnum):
     CANCEL = 5
 
 
+_KINDS = {kind.value: kind for kind in FrameKind}
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One frame, its payload not looked at yet."""
 
     kind: FrameKind
     call: int
-    payload: bytes
+    payload: bytes | memoryview
+    """A view of what was fed, which lives as long as the view."""
 
     @property
     def size_bytes(self) -> int:
@@ -104,11 +108,19 @@ class FrameReader:
     """Cuts the bytes of one stream into frames."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._data: bytes | bytearray | memoryview = b""
+        self._at = 0
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream; call `next` until None before the next feed."""
-        self._buffer += data
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of the stream; call `next` until None before the next feed.
+
+        They are not copied where they begin with a frame, so they must not change any more.
+        """
+        if self._at < len(self._data):
+            self._data = b"".join((memoryview(self._data)[self._at :], data))
+        else:
+            self._data = data
+        self._at = 0
 
     def next(self) -> Frame | None:
         """The next whole frame, or None until more is fed.
@@ -116,31 +128,32 @@ class FrameReader:
         Raises:
             Malformed: no frame; the stream is beyond repair.
         """
-        if len(self._buffer) < HEADER_BYTES:
+        at = self._at
+        there = len(self._data) - at
+        if there < HEADER_BYTES:
             return None
-        length, kind, call = _HEADER.unpack_from(self._buffer)
+        length, kind, call = _HEADER.unpack_from(self._data, at)
         if not _COUNTED_BYTES <= length <= _COUNTED_BYTES + PART_BYTES:
             raise Malformed(
                 f"a frame of {length} bytes, expected {_COUNTED_BYTES} "
                 f"to {_COUNTED_BYTES + PART_BYTES}"
             )
-        if kind not in FrameKind.__members__.values():
+        if kind not in _KINDS:
             raise Malformed(f"a frame of unknown kind {kind}")
-        end = 4 + length
-        if len(self._buffer) < end:
+        if there < 4 + length:
             return None
-        with memoryview(self._buffer) as view:
-            payload = bytes(view[HEADER_BYTES:end])
-        del self._buffer[:end]
-        return Frame(FrameKind(kind), call, payload)
+        self._at = at + 4 + length
+        payload = memoryview(self._data)[at + HEADER_BYTES : self._at]
+        return Frame(_KINDS[kind], call, payload)
 
 
-def parse_request(payload: bytes) -> Request:
+def parse_request(payload: bytes | memoryview) -> Request:
     """The payload of a REQUEST.
 
     Raises:
         Malformed: anything else.
     """
+    payload = bytes(payload)
     try:
         end = 1 + payload[0]
         name = payload[1:end].decode("ascii")
@@ -150,7 +163,7 @@ def parse_request(payload: bytes) -> Request:
         raise Malformed(f"no request: {error}") from error
 
 
-def parse_refusal(payload: bytes) -> Refusal:
+def parse_refusal(payload: bytes | memoryview) -> Refusal:
     """The payload of an ERROR.
 
     Raises:

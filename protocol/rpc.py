@@ -16,6 +16,7 @@ from protocol import check
 from protocol.ids import Digest, RunId
 from protocol.limits import MAX_PAYLOAD_BYTES
 from protocol.messages import PresenceEntry, SignedMessage
+from protocol.reach import DialCall, ReachCall, Reached, SeenCall
 from protocol.spec import MAX_SPEC_BYTES
 
 Q = TypeVar("Q")
@@ -24,7 +25,7 @@ A = TypeVar("A")
 KIB = 1024
 MIB = 1024 * 1024
 CHUNK_BYTES = MIB
-"""The unit in which blobs are fetched: one request, verified as a whole at the end."""
+"""The most that one request brings: of a blob or a payload, verified as a whole at the end."""
 MAX_PUSHED_ENTRIES = 64
 
 
@@ -44,6 +45,7 @@ class Kind(Enum):
     PRESENCE = "presence"
     RECORD = "record"
     HELLO = "hello"
+    REACH = "reach"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +139,17 @@ class SignedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class FetchCall:
-    """The payload in flight `digest`, whole."""
+    """Bytes [offset, offset + length) of the payload in flight `digest`."""
 
     run: RunId
     digest: Digest
+    offset: int
+    length: int
 
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
+        check.integer("offset", self.offset, 0, MAX_PAYLOAD_BYTES)
+        check.integer("length", self.length, 1, CHUNK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +253,9 @@ FETCH = Method(
     answer=bytes,
     deadline_s=60,
     max_request_bytes=256,
-    max_answer_bytes=MAX_PAYLOAD_BYTES,
-    per_peer=2,
-    in_all=16,
+    max_answer_bytes=CHUNK_BYTES,
+    per_peer=8,
+    in_all=64,
 )
 BLOB = Method(
     name="blob/1",
@@ -263,5 +269,41 @@ BLOB = Method(
     per_peer=4,
     in_all=32,
 )
+REACH = Method(
+    name="reach/1",
+    lane=Lane.CONTROL,
+    kind=Kind.REACH,
+    request=ReachCall,
+    answer=Reached,
+    deadline_s=15,
+    max_request_bytes=512,
+    max_answer_bytes=64,
+    per_peer=1,
+    in_all=8,
+)
+DIAL = Method(
+    name="dial/1",
+    lane=Lane.CONTROL,
+    kind=Kind.REACH,
+    request=DialCall,
+    answer=Done,
+    deadline_s=12,
+    max_request_bytes=512,
+    max_answer_bytes=64,
+    per_peer=2,
+    in_all=8,
+)
+SEEN = Method(
+    name="seen/1",
+    lane=Lane.CONTROL,
+    kind=Kind.REACH,
+    request=SeenCall,
+    answer=Done,
+    deadline_s=5,
+    max_request_bytes=128,
+    max_answer_bytes=64,
+    per_peer=1,
+    in_all=8,
+)
 
-METHODS = (HELLO, ROUND, SCALARS, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB)
+METHODS = (HELLO, ROUND, SCALARS, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB, REACH, DIAL, SEEN)

@@ -155,7 +155,7 @@ VALUES: dict[str, object] = {
     "checkpoint": Checkpoint(Round(3), DIGEST, 1000, Digest(DIGEST)),
     "checkpoint-call": CheckpointCall(RUN),
     "signed-checkpoint": SignedCheckpoint(b"body", b"s" * 64),
-    "fetch-call": FetchCall(RUN, DIGEST),
+    "fetch-call": FetchCall(RUN, DIGEST, 1 << 20, 1 << 19),
     "blob-call": BlobCall(RUN, DIGEST, 0, 1024),
     "done": Done(),
     **{f"spec-{kind}": spec(trainer=config()) for kind, config in TRAINERS.items()},

@@ -37,6 +37,8 @@ DOORS = {
     ),
     "pycrdt": ("crdt/document.py",),
     "aiohttp": ("node/api.py",),
+    "zeroconf": ("node/lan.py",),
+    "miniupnpc": ("node/upnp.py",),
     "tomllib": ("node/config.py",),
     "os.environ": ("node/config.py",),
     "os.getenv": (),
@@ -44,6 +46,7 @@ DOORS = {
     "subprocess": (),
     "asyncio.create_subprocess_exec": (
         "node/worker_life.py", "node/local_swarm.py", "node/corpus.py", "node/bench/*.py",
+        "node/natlab/*.py",
     ),
     "asyncio.create_subprocess_shell": (),
     "multiprocessing": (),

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from node.config import (
-    NamedCorpus,
-    NodeConfig,
-    OwnData,
-    RunDraft,
-    TextCorpus,
-    load_node_config,
-    read_run_file,
-)
+from node.config import NodeConfig, load_node_config
+from node.run_file import NamedCorpus, OwnData, RunDraft, TextCorpus, read_run_file
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,

@@ -12,9 +12,9 @@ import pytest
 from status_sample import rendered, status
 
 from node import demo
-from node.config import read_run_file
 from node.local_swarm import LocalSwarm, NodeFailed
 from node.report import Measured, NodeResult, Report, tables
+from node.run_file import read_run_file
 from protocol.errors import ConfigError
 
 MEASURED = Measured(start=2.97, mean=2.0, nodes={"node1": 2.1, "node2": 2.2}, consensus=0.5)

@@ -7,21 +7,27 @@ import contextlib
 import itertools
 import logging
 import random
+import tempfile
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import async_solipsism  # type: ignore[import-untyped]
 import pytest
 from samples import CREATOR, OTHER, PRESENCE, spec
 
-from node.discovery import ENOUGH_PEERS, MAX_REMEMBERED, Discovery, provider_key
+from node.bootstrap import KEPT
+from node.discovery import ENOUGH_PEERS, Discovery, provider_key
+from node.greeting import MAX_REMEMBERED
+from node.peer_cache import PeerCache
 from node.telemetry import Waits
 from protocol import hello, rpc
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, PeerUnavailable
 from protocol.ids import PeerId
 from protocol.messages import Presence
+from protocol.peer_record import PeerRecord, open_peer_record, record_key, sign_peer_record
 from protocol.spec import sign_spec
 
 ME, MEMBER, STRANGER, GATE = OTHER, CREATOR, Signer(b"\x03" * 32), Signer(b"\x04" * 32)
@@ -50,6 +56,12 @@ class World:
         self.hellos: list[tuple[PeerId, float]] = []
         self.lookups: list[float] = []
         self.provided: list[float] = []
+        self.announced: tuple[str, ...] = (addr_of(ME),)
+        self.put: list[PeerRecord] = []
+        self.records: dict[str, bytes] = {}
+        self.record_lookups: list[tuple[str, float]] = []
+        self.left: list[PeerId] = []
+        self.cache = PeerCache(Path(tempfile.mkdtemp()) / "peers")
         self.addrs: dict[PeerId, Sequence[str]] = {}
         self.found: list[PeerId] = []
         self.blamed: list[PeerId] = []
@@ -69,9 +81,12 @@ class World:
     def discovery(self, *addrs: str, secret: bytes = b"", serving: bool = True) -> Discovery:
         made = Discovery(
             run=self.spec.run,
-            me=ME.peer,
+            signer=ME,
             secret=secret,
             addrs=addrs,
+            announced=lambda: self.announced,
+            lan=False,
+            cache=self.cache,
             bridge=self,
             rpc=self,
             live=lambda: self.view,
@@ -79,6 +94,7 @@ class World:
             blame=lambda peer, _: self.blamed.append(peer),
             waits=Waits(now),
             clock=now,
+            unix_s=unix_now,
             rng=random.Random(1),
         )
         if serving:
@@ -118,6 +134,18 @@ class World:
             await asyncio.Event().wait()
         return self.providers if self.connected() else []
 
+    async def put_record(self, key: str, value: bytes) -> bool:
+        self.put.append(open_peer_record(key, value, unix_now()))
+        return bool(self.connected())
+
+    async def find_record(self, key: str) -> bytes | None:
+        self.record_lookups.append((key, now()))
+        return self.records.get(key)
+
+    async def disconnect(self, peer: PeerId) -> None:
+        self.left.append(peer)
+        self._connected.discard(peer)
+
     async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
         assert method is rpc.HELLO
         self.hellos.append((peer, now()))
@@ -133,6 +161,18 @@ def presence(peer: PeerId, boot: bytes = b"boot 1..") -> Presence:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def unix_now() -> float:
+    return 1_800_000_000 + now()
+
+
+def record_of(member: Signer, *addrs: str, seq: int = 1, left_s: int = 600) -> dict[str, bytes]:
+    """What the DHT keeps when `member` says that it is at `addrs`."""
+    run = spec().run
+    until = int(unix_now()) + left_s
+    record = PeerRecord(peer=member.peer, run=run, addrs=addrs, seq=seq, expires_unix_s=until)
+    return {record_key(member.peer, run): sign_peer_record(record, member)}
 
 
 def in_virtual_time(work: Coroutine[None, None, None]) -> None:
@@ -189,7 +229,7 @@ def test_a_bootstrap_that_is_no_member_leads_to_the_members_in_the_dht() -> None
         world.providers = [(ME.peer, []), (MEMBER.peer, [addr_of(MEMBER)])]
         await during(3, world.discovery(addr_of(GATE)))
         assert world.found == [MEMBER.peer]
-        assert world.addrs == {MEMBER.peer: [addr_of(MEMBER)]}
+        assert world.addrs == {MEMBER.peer: (addr_of(MEMBER),)}
         assert world.blamed == []
 
     in_virtual_time(scenario())
@@ -275,8 +315,8 @@ def test_what_is_remembered_of_bad_candidates_is_bounded() -> None:
     async def scenario() -> None:
         discovery = World().discovery()
         for number in range(MAX_REMEMBERED + 50):
-            await discovery.greet(Signer(number.to_bytes(32, "big")).peer)
-        assert len(discovery._avoided) == MAX_REMEMBERED
+            await discovery._greetings.greet(Signer(number.to_bytes(32, "big")).peer)
+        assert len(discovery._greetings._avoided) == MAX_REMEMBERED
 
     in_virtual_time(scenario())
 
@@ -317,7 +357,7 @@ def test_lookups_are_rare_once_there_are_enough_peers() -> None:
         )
         await asyncio.sleep(600)
         assert 20 <= few <= 40
-        assert 4 <= len(world.lookups) - few <= 7
+        assert 1 <= len(world.lookups) - few <= 4
         searching.cancel()
 
     in_virtual_time(scenario())
@@ -399,3 +439,204 @@ def test_a_dht_that_hangs_stops_neither_dialling_nor_the_search(
     with caplog.at_level(logging.WARNING):
         in_virtual_time(scenario())
     assert "the DHT does not answer: what=members in the DHT after_s=30" in caplog.messages
+
+
+# --- where a candidate is --------------------------------------------------------------------
+
+NEW, OLD = "/ip4/192.0.2.2/tcp/1", "/ip4/192.0.2.1/tcp/1"
+
+
+def test_a_candidate_is_dialled_where_its_own_record_says() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.listening.add(GATE.peer)
+        world.add_member(MEMBER)
+        world.providers = [(MEMBER.peer, [f"{OLD}/p2p/{MEMBER.peer}"])]
+        world.records = record_of(MEMBER, f"{NEW}/p2p/{MEMBER.peer}")
+        await during(3, world.discovery(addr_of(GATE)))
+        assert world.addrs == {MEMBER.peer: (f"{NEW}/p2p/{MEMBER.peer}",)}
+        assert world.found == [MEMBER.peer]
+
+    in_virtual_time(scenario())
+
+
+@pytest.mark.parametrize("fault", ["expired", "signed by another", "of another peer"])
+def test_a_record_that_does_not_count_is_not_dialled(fault: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.listening.add(GATE.peer)
+        world.add_member(MEMBER)
+        world.providers = [(MEMBER.peer, [f"{OLD}/p2p/{MEMBER.peer}"])]
+        left_s = -1 if fault == "expired" else 600
+        world.records = record_of(MEMBER, f"{NEW}/p2p/{MEMBER.peer}", left_s=left_s)
+        ((key, value),) = world.records.items()
+        if fault == "signed by another":
+            world.records = {key: value[:-1] + bytes([value[-1] ^ 1])}
+        elif fault == "of another peer":
+            (other,) = record_of(STRANGER, f"{NEW}/p2p/{STRANGER.peer}").values()
+            world.records = {key: other}
+        await during(3, world.discovery(addr_of(GATE)))
+        assert world.addrs == {MEMBER.peer: (f"{OLD}/p2p/{MEMBER.peer}",)}
+
+    in_virtual_time(scenario())
+
+
+def test_an_address_that_failed_is_not_dialled_again_because_another_record_names_it() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(GATE)
+        addr, moved = f"{OLD}/p2p/{STRANGER.peer}", f"{NEW}/p2p/{STRANGER.peer}"
+        world.cache.answered(STRANGER.peer, (addr,), 1)
+        world.providers = [(STRANGER.peer, [addr])]
+        world.records = record_of(STRANGER, addr)
+        discovery = world.discovery(addr_of(GATE))
+        searching = asyncio.create_task(discovery.run())
+        await asyncio.sleep(4.9)
+        assert [peer for peer, _ in world.hellos].count(STRANGER.peer) == 1
+        discovery.suggest(STRANGER.peer, [addr])
+        await asyncio.sleep(0)
+        assert [peer for peer, _ in world.hellos].count(STRANGER.peer) == 1
+        discovery.suggest(STRANGER.peer, [moved])
+        await asyncio.sleep(0.05)
+        assert [peer for peer, _ in world.hellos].count(STRANGER.peer) == 2
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_a_candidate_that_moved_is_looked_up_once_while_it_is_avoided() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(GATE)
+        world.providers = [(STRANGER.peer, [f"{OLD}/p2p/{STRANGER.peer}"])]
+        world.records = record_of(STRANGER, f"{NEW}/p2p/{STRANGER.peer}", left_s=3600)
+        await during(600, world.discovery(addr_of(GATE)))
+        asked = [at for peer, at in world.hellos if peer == STRANGER.peer]
+        assert len(world.record_lookups) == len(asked) < 12
+
+    in_virtual_time(scenario())
+
+
+def test_a_candidate_that_could_not_be_reached_and_calls_us_is_greeted_at_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.providers = [(MEMBER.peer, [addr_of(MEMBER)])]
+        world.listening.add(GATE.peer)
+        discovery = world.discovery(addr_of(GATE))
+        searching = asyncio.create_task(discovery.run())
+        await asyncio.sleep(300)
+        assert world.found == []
+        world.add_member(MEMBER)
+        world._connected.add(MEMBER.peer)
+        world.view = (presence(MEMBER.peer),)
+        await asyncio.sleep(1.1)
+        assert world.found == [MEMBER.peer]
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_our_address_record_is_put_after_the_announcement_each_newer_than_the_last() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        discovery = world.discovery(addr_of(MEMBER), serving=False)
+        searching = asyncio.create_task(discovery.run())
+        await asyncio.sleep(100)
+        assert world.put == []
+        discovery.announce()
+        await asyncio.sleep(10)
+        world.announced = (f"{NEW}/p2p/{ME.peer}",)
+        await asyncio.sleep(1.1)
+        assert [record.addrs for record in world.put] == [(addr_of(ME),), world.announced]
+        await asyncio.sleep(600)
+        numbers = [record.seq for record in world.put]
+        assert (len(numbers), sorted(set(numbers))) == (4, numbers)
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+# --- the cache and the LAN -------------------------------------------------------------------
+
+
+def test_a_restart_finds_the_members_of_the_last_start_with_every_bootstrap_dead() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        world.cache.answered(MEMBER.peer, (addr_of(MEMBER),), 1)
+        await during(3, world.discovery(addr_of(GATE)))
+        assert world.found == [MEMBER.peer]
+        assert world.addrs[MEMBER.peer] == (addr_of(MEMBER),)
+
+    in_virtual_time(scenario())
+
+
+def test_live_members_that_proved_themselves_are_remembered_and_no_others() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        world.view = (presence(STRANGER.peer),)
+        await during(5, world.discovery(addr_of(MEMBER)))
+        (kept,) = PeerCache(world.cache._path).peers()
+        assert (kept.peer, kept.addrs) == (MEMBER.peer, PRESENCE.addrs)
+        assert kept.answered_unix_s == int(unix_now())
+
+    in_virtual_time(scenario())
+
+
+def test_a_candidate_of_the_lan_is_greeted_while_the_dht_hangs() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add_member(MEMBER)
+        world.dht_hangs = True
+        discovery = world.discovery()
+        discovery.suggest(MEMBER.peer, [addr_of(MEMBER)])
+        await during(1, discovery)
+        assert world.found == [MEMBER.peer]
+
+    in_virtual_time(scenario())
+
+
+# --- bootstrap peers -------------------------------------------------------------------------
+
+
+def test_with_enough_members_at_most_two_bootstrap_peers_are_kept() -> None:
+    async def scenario() -> None:
+        world = World()
+        gates = [Signer(bytes([n]) * 32) for n in range(40, 45)]
+        world.listening |= {gate.peer for gate in gates}
+        discovery = world.discovery(*(addr_of(gate) for gate in gates))
+        searching = asyncio.create_task(discovery.run())
+        await asyncio.sleep(10)
+        assert set(world.connected()) == {gate.peer for gate in gates}
+        members = [Signer(bytes([n]) * 32) for n in range(9, 9 + ENOUGH_PEERS)]
+        world.view = members_of(members)
+        await asyncio.sleep(10)
+        kept = world.connected()
+        assert len(kept) == KEPT
+        assert len(world.left) == len(set(world.left)) == len(gates) - KEPT
+        world._connected.add(world.left[0])  # the DHT asks it something: let it
+        await asyncio.sleep(100)
+        assert len(world.left) == len(gates) - KEPT
+        world.view = members_of(members[:2])
+        await asyncio.sleep(10)
+        assert set(world.connected()) == {gate.peer for gate in gates}
+        searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def members_of(signers: Sequence[Signer]) -> tuple[Presence, ...]:
+    return tuple(presence(signer.peer) for signer in signers)
+
+
+def test_with_enough_members_only_two_dead_bootstrap_addresses_are_dialled() -> None:
+    async def scenario() -> None:
+        world = World()
+        gates = [Signer(bytes([n]) * 32) for n in range(40, 45)]
+        world.view = members_of([Signer(bytes([n]) * 32) for n in range(9, 9 + ENOUGH_PEERS)])
+        await during(0.5, world.discovery(*(addr_of(gate) for gate in gates)))
+        assert len(world.dials) == KEPT
+
+    in_virtual_time(scenario())

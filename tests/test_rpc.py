@@ -25,7 +25,7 @@ ALICE, BOB = (Signer(bytes([n]) * 32).peer for n in (1, 2))
 RUN = RunId(b"r" * 32)
 HELLO_CALL = Hello(RUN, b"n" * 16, b"")
 WELCOME = Welcome(b"spec", b"s" * 64, b"p" * 64)
-FETCH_CALL = FetchCall(RUN, Digest(b"d" * 32))
+FETCH_CALL = FetchCall(RUN, Digest(b"d" * 32), 0, 7)
 
 
 @dataclass

@@ -112,7 +112,7 @@ def calls(run: RunId) -> list[tuple[rpc.Method[Any, Any], Any]]:
         (rpc.PRESENCE, rpc.PresenceCall(run, ())),
         (rpc.RECORDS, rpc.RecordCall(run, b"")),
         (rpc.CHECKPOINT, rpc.CheckpointCall(run)),
-        (rpc.FETCH, rpc.FetchCall(run, digest_of(PAYLOAD))),
+        (rpc.FETCH, rpc.FetchCall(run, digest_of(PAYLOAD), 0, len(PAYLOAD))),
         (rpc.BLOB, rpc.BlobCall(run, digest_of(BLOB), 0, 4)),
     ]
 
@@ -127,7 +127,8 @@ async def refusal(node: Node, caller: Signer, method: Any, request: Any) -> str:
 def test_every_method_of_the_table_has_a_handler() -> None:
     handlers: dict[str, Any] = {}
     Node().services.serve_on(Handlers(handlers))
-    assert set(handlers) == {method.name for method in rpc.METHODS}
+    node = {method.name for method in (rpc.REACH, rpc.DIAL, rpc.SEEN)}  # of node.reach
+    assert set(handlers) == {method.name for method in rpc.METHODS} - node
 
 
 async def test_hello_proves_membership_and_brings_the_spec() -> None:
@@ -263,18 +264,21 @@ class Asking:
 
 async def test_payloads_and_blobs_are_served_by_digest() -> None:
     node = Node()
-    whole = await node.call(ALICE.peer, rpc.FETCH, rpc.FetchCall(node.run, digest_of(PAYLOAD)))
-    assert bytes(whole) == PAYLOAD
     for data in (PAYLOAD, BLOB):
         part = rpc.BlobCall(node.run, digest_of(data), 3, 5)
         assert await node.call(ALICE.peer, rpc.BLOB, part) == data[3:8]
+    piece = rpc.FetchCall(node.run, digest_of(PAYLOAD), 3, 5)
+    answer = await node.call(ALICE.peer, rpc.FETCH, piece)
+    assert bytes(answer) == PAYLOAD[3:8]
+    assert node.services.served == {len(PAYLOAD): 5}
 
 
 async def test_what_is_not_here_is_refused_and_so_is_a_range_outside() -> None:
     node = Node()
     unknown = digest_of(b"unknown")
     for method, request, code in (
-        (rpc.FETCH, rpc.FetchCall(node.run, unknown), "not-here"),
+        (rpc.FETCH, rpc.FetchCall(node.run, unknown, 0, 1), "not-here"),
+        (rpc.FETCH, rpc.FetchCall(node.run, digest_of(PAYLOAD), 1, len(PAYLOAD)), "bad-range"),
         (rpc.BLOB, rpc.BlobCall(node.run, unknown, 0, 1), "not-here"),
         (rpc.BLOB, rpc.BlobCall(node.run, digest_of(BLOB), 0, len(BLOB) + 1), "bad-range"),
         (rpc.BLOB, rpc.BlobCall(node.run, digest_of(PAYLOAD), len(PAYLOAD), 1), "bad-range"),

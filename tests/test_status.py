@@ -5,6 +5,7 @@ from __future__ import annotations
 from samples import spec
 
 from node.exchange import ScalarTraffic
+from node.pieces import DIRECT, cuts
 from node.status import PAYLOAD, closed_form
 from protocol.algorithms import LocalConfig, NolocoConfig, TrainerConfig
 from protocol.frame import answer_bytes
@@ -22,11 +23,15 @@ def test_payloads_of_each_fragment_count_by_their_own_length() -> None:
     trainer = NolocoConfig(fragment_layers=1)
     sizes = payload_sizes(spec(trainer=trainer))
     assert len(set(sizes)) == 2  # four layers, and the embeddings
-    one = formula(trainer, {}, {sizes[0]: 1})
-    sent = {sizes[0]: 3, sizes[-1]: 2}
-    expected = 3 * answer_bytes(sizes[0]) + 2 * answer_bytes(sizes[-1]) + 5 * one
-    assert formula(trainer, sent, sent) == expected
-    assert 0 < one < 200
+    for size in (sizes[0], sizes[-1]):
+        pieces = [*cuts(size, DIRECT.piece_bytes)]
+        assert sum(pieces) == size
+        expected = 3 * sum(answer_bytes(piece) for piece in pieces)
+        assert formula(trainer, {size: 3 * size}, {}) == expected
+        assert 0 < formula(trainer, {}, {size: 1}) < 200 * len(pieces)
+    both = {sizes[0]: 2, sizes[-1]: 1}
+    alone = [formula(trainer, {}, {size: count}) for size, count in both.items()]
+    assert formula(trainer, {}, both) == sum(alone)
 
 
 def test_what_is_no_payload_of_the_run_counts_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,11 +31,12 @@ class Pipe:
         self.gate.set()
         self.written = b""
 
-    async def read(self, n: int | None = None) -> bytes:
-        return bytes(await self._stream.receive_some(n))
+    async def read(self, most_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(most_bytes))
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, frames: Sequence[bytes]) -> None:
         await self.gate.wait()
+        data = b"".join(frames)
         self.written += data
         await self._stream.send_all(data)
 
@@ -75,8 +76,8 @@ class Pair:
         near, far = memory_stream_pair()
         self.desk = desk
         self.near, self.far = Pipe(near), Pipe(far)
-        self.asking = Asking(self.near, Counters())
-        self.answering = Answering(ALICE, lane, self.far, Counters(), Places(), desk)
+        self.asking = Asking(self.near, Counters().of(ALICE))
+        self.answering = Answering(ALICE, lane, self.far, Counters().of(ALICE), Places(), desk)
 
     async def call(
         self, method: Method[Any, Any], body: bytes, into: memoryview | None = None
@@ -138,11 +139,12 @@ def test_a_request_cancelled_between_its_parts_leaves_the_stream_whole() -> None
         pair.near.gate = trio.Event()
         with trio.CancelScope() as scope:
             nursery.start_soon(cancel_when_blocked, scope)
-            await pair.call(RECORDS, bytes(200_000))
+            await pair.call(RECORDS, bytes(250_000))
         pair.near.gate.set()
         assert await pair.call(RECORDS, b"next") == Answer(b"next")
         assert [item.kind.name for item in frames_of(pair.near.written)] == [
             "REQUEST",
+            "PART",
             "CANCEL",
             "REQUEST",
         ]
@@ -154,11 +156,11 @@ def test_bodies_take_turns_frame_by_frame() -> None:
     async def main() -> None:
         written: list[bytes] = []
 
-        async def write(data: bytes) -> None:
-            written.append(data)
+        async def write(frames: Sequence[bytes]) -> None:
+            written.extend(frames)
             await trio.lowlevel.checkpoint()
 
-        outbox = Outbox(write, Counters())
+        outbox = Outbox(write, Counters().of(ALICE))
         for call, parts in ((0, 3), (1, 1), (2, 2)):
             body = bytes(parts * frame.PART_BYTES)
             outbox.add(Sending(call, frame.answer_frames(call, body), FETCH.kind))
@@ -247,7 +249,7 @@ def test_refusals_that_nobody_reads_end_the_stream(rest: int) -> None:
         near, far = memory_stream_pair()
         pipe = Pipe(far)
         pipe.gate = trio.Event()
-        answering = Answering(ALICE, Lane.CONTROL, pipe, Counters(), Places(), Desk(echo))
+        answering = Answering(ALICE, Lane.CONTROL, pipe, Counters().of(ALICE), Places(), Desk(echo))
         payload = b"\x01?" + (1).to_bytes(4, "big") + rest.to_bytes(4, "big")
         for call in range(1000):
             await near.send_all(

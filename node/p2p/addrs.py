@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 
 from libp2p.utils.address_validation import expand_wildcard_address
@@ -14,6 +15,7 @@ from protocol.errors import ConfigError
 from protocol.ids import PeerId
 
 MAX_ADDR_BYTES = 256
+CIRCUIT = "p2p-circuit"
 
 
 def peer_of(addr: str) -> PeerId:
@@ -25,7 +27,11 @@ def peer_of(addr: str) -> PeerId:
     if len(addr) > MAX_ADDR_BYTES:
         raise ValueError(f"an address of {len(addr)} characters, at most {MAX_ADDR_BYTES}")
     try:
-        peer = PeerId(str(Multiaddr(addr).value_for_protocol("p2p")))
+        Multiaddr(addr)
+        _, found, id = addr.rpartition("/p2p/")
+        if not found:
+            raise ValueError("no peer")
+        peer = PeerId(id)
     except (MultiaddrError, ValueError) as error:
         raise ValueError(f"{addr!r} is no address that ends in /p2p/ID") from error
     if not is_shoal_id(peer):
@@ -48,12 +54,27 @@ def advertised(listening: list[Multiaddr]) -> list[Multiaddr]:
     return [addr for one in listening for addr in expand_wildcard_address(one)]
 
 
+def is_global(addr: Multiaddr) -> bool:
+    """Whether it is a direct address that means the same everywhere."""
+    _, family, ip, *rest = str(addr).split("/")
+    if family not in ("ip4", "ip6") or CIRCUIT in rest:
+        return False
+    return ipaddress.ip_address(ip).is_global
+
+
+def circuit(addr: Multiaddr) -> Multiaddr | None:
+    """The relay's address, with its id, of an address through a relay; None: it is direct."""
+    relay, found, _ = str(addr).partition(f"/{CIRCUIT}")
+    return Multiaddr(relay) if found else None
+
+
 def dial_addr(text: str, peer: PeerId) -> Multiaddr | None:
     """`text` with /p2p/ID at its end, or None if it leads to nobody or somebody else."""
     try:
         if len(text) > MAX_ADDR_BYTES:
             return None
-        addr = Multiaddr(text if "/p2p/" in text else f"{text}/p2p/{peer}")
+        is_whole = text.rpartition("/")[0].endswith("/p2p")
+        addr = Multiaddr(text if is_whole else f"{text}/p2p/{peer}")
         return addr if peer_of(str(addr)) == peer else None
     except (MultiaddrError, ValueError):
         return None

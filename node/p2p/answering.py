@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import trio
 
-from node.p2p.counters import Counters
+from node.p2p.counters import PeerCounters
 from node.p2p.outbox import Outbox, Sending
 from node.p2p.streams import (
     MAX_CALLS,
@@ -106,7 +106,7 @@ class Answering:
         peer: PeerId,
         lane: Lane,
         stream: Stream,
-        counters: Counters,
+        counters: PeerCounters,
         places: Places,
         handler: Handler,
     ) -> None:

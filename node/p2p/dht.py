@@ -1,28 +1,38 @@
-"""The DHT: who says to have or do what.
+"""The DHT: who says to have or do what, and where each says it can be dialled.
 
 Kademlia of py-libp2p in server mode.  Its provider records are not signed and may be old, so
-what `find_providers` returns are candidates: a provider is who answers a call.
+what `find_providers` returns are candidates: a provider is who answers a call.  Values are
+peers' signed records (protocol/peer_record.py) and nothing else: whoever would store or return
+another value is refused, so this node keeps no stranger's bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 from libp2p.abc import IHost
+from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.tools.anyio_service import background_trio_service
 
 from node.p2p import library
 from node.p2p.addrs import is_shoal_id
+from node.p2p.providers import Providers, serving
 from protocol.ids import PeerId
+from protocol.peer_record import NAMESPACE, best, open_peer_record
 
-ASKED_RECORDS = 200
-"""Records after which a lookup stops.  The library counts repeated ones, and one provider came
-back 20 times from 40 hosts, so its default of 20 could hide every other provider."""
+ASKED_RECORDS = 64
+"""Records after which a lookup asks nobody else.  The library counts repeated ones, one from each
+of the ten peers that it asks at a time, so its default of 20 would stop at the first ten that
+know the same two; all of the ten closest peers were told by every provider that reached them."""
 MAX_PROVIDERS = 32
 MAX_ADDRS = 8
 """Of one provider."""
@@ -31,14 +41,29 @@ IDENTIFY_S = 10.0
 IDENTIFY_LOOKS = 100
 LOOKUP_S = 10.0
 """Measured with 40 hosts: 0-0.4 s, once 1.2 s; a dead peer costs the library up to 10 s."""
+ENOUGH_RECORDS = 3
+"""Valid copies of a peer's record after which a lookup asks nobody else: of three one is new,
+unless that many of the twenty peers that were told slept through the last five minutes."""
 
 
 class Dht:
     """One per node, on the trio side."""
 
-    def __init__(self, host: IHost) -> None:
+    def __init__(self, host: IHost, unix_s: Callable[[], float] = time.time) -> None:
+        """Args: unix_s: the wall clock, by which records expire."""
         self._me = host.get_id()
-        self._dht = KadDHT(host, DHTMode.SERVER)
+        self._unix_s = unix_s
+        self._dht = KadDHT(
+            host,
+            DHTMode.SERVER,
+            validator=NamespacedValidator({NAMESPACE: RecordValidator(unix_s)}),
+            validator_changed=True,  # or else it would keep /pk and /ipns for strangers, too
+            strict_validation=True,
+        )
+        rng = random.Random(secrets.randbits(64))
+        self._providers = Providers(host, self._dht.peer_routing, rng, unix_s)
+        self._dht.provider_store = self._providers
+        host.set_stream_handler(PROTOCOL_ID, serving(self._dht.handle_stream))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -60,20 +85,37 @@ class Dht:
     async def provide(self, key: bytes) -> bool:
         """Tell the peers closest to `key` that we provide it; whether any of them knows now."""
         with trio.move_on_after(LOOKUP_S):
-            told: bool = await self._dht.provider_store.provide(key)
+            told: bool = await self._providers.provide(key)
             return told
         return False
 
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
         """Candidates with their addresses, each once, without us; perhaps none."""
-        known = library.forget_providers(self._dht, key)
-        found = [record.provider_info for record in known.values() if not record.is_expired()]
+        found = self._providers.get_providers(key)
+        with trio.move_on_after(LOOKUP_S):
+            await self._providers.look_up(key, ASKED_RECORDS, found)
+        return self._distinct(found)
+
+    async def put_record(self, key: str, value: bytes) -> bool:
+        """Store our signed record at the peers closest to its key; whether one of them took it."""
+        with trio.move_on_after(LOOKUP_S):
+            near = await self._dht.peer_routing.find_closest_peers_network(key.encode())
+            others = [peer for peer in near if peer != self._me]
+            return await library.put_at(self._dht, key.encode(), value, others) > 0
+        return False
+
+    async def find_record(self, key: str) -> bytes | None:
+        """The newest valid record under `key`, here or at others; None if there is none."""
+        stored, found = library.forget_value(self._dht, key.encode()), None
         try:
             with trio.move_on_after(LOOKUP_S):
-                found += await self._dht.provider_store.find_providers(key, ASKED_RECORDS)
+                found = await self._dht.get_value(key, ENOUGH_RECORDS)
         finally:
-            library.restore_providers(self._dht, key, known)
-        return self._distinct(found)
+            values = [value for value in (stored and stored[0].value, found) if value]
+            chosen = best(key, values, self._unix_s())
+            if stored and chosen is not None and values[chosen] == stored[0].value:
+                library.restore_value(self._dht, key.encode(), stored)
+        return None if chosen is None else values[chosen]
 
     def _distinct(self, found: list[PeerInfo]) -> list[tuple[PeerId, list[str]]]:
         addrs: dict[PeerId, list[str]] = {}
@@ -88,3 +130,21 @@ class Dht:
                 if str(addr) not in mine and len(mine) < MAX_ADDRS:
                     mine.append(str(addr))
         return list(addrs.items())
+
+
+class RecordValidator(Validator):
+    """What the library asks before it stores, returns or replaces a value."""
+
+    def __init__(self, unix_s: Callable[[], float]) -> None:
+        self._unix_s = unix_s
+
+    def validate(self, key: str, value: bytes) -> None:
+        """Raises Malformed: it is no record that counts under this key."""
+        open_peer_record(key, value, self._unix_s())
+
+    def select(self, key: str, values: list[bytes]) -> int:
+        """Which one counts.  Raises ValueError: none of them."""
+        chosen = best(key, values, self._unix_s())
+        if chosen is None:
+            raise ValueError(f"none of {len(values)} values is a record that counts")
+        return chosen

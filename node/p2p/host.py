@@ -8,7 +8,6 @@ next call opens another.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,27 +17,23 @@ from typing import Any, TypeVar
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.config import RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from node.p2p import library
-from node.p2p.addrs import (
-    cannot_listen,
-    check_port,
-    dial_addr,
-    is_shoal_id,
-    listen_addr,
-)
+from node.p2p.addrs import cannot_listen, check_port, is_shoal_id, listen_addr
 from node.p2p.answering import Answering, Handler, Places
 from node.p2p.asking import Asking, Gone, Outcome
+from node.p2p.budget import Budgets
 from node.p2p.counters import Counters
 from node.p2p.dht import Dht
+from node.p2p.dialling import is_relayed, root
+from node.p2p.links import Links
 from node.p2p.stack import new_host
 from node.p2p.streams import STREAM_ERRORS, Blamed
+from node.p2p.yamux_stream import LaneStream
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, PeerUnavailable
 from protocol.ids import PeerId
@@ -46,16 +41,13 @@ from protocol.rpc import Lane, Method
 
 K = TypeVar("K")
 
-MAX_ADDRS = 8
-"""Addresses kept and tried of one peer."""
-MAX_KNOWN_PEERS = 4096
-"""Peers whose addresses are kept; the one added longest ago is forgotten first."""
 MAX_INBOUND = 4
 """Streams that a peer may have open to one lane.  It needs one; another may be opened before the
 end of the first has been noticed here."""
-DIAL_ADDR_S = 5.0
-"""What one address may take before the next is tried.  A guess: several round trips of Noise
-and Yamux over the slowest of links, less than a person waits."""
+TRIES = 3
+"""Of a call whose stream breaks: a punched link, the relay it came through, another relay."""
+RETIRE_LOOK_S = 0.5
+"""How often a stream that is to end is looked at."""
 CLOSE_S = 0.5
 """What saying goodbye to a peer may take."""
 
@@ -74,9 +66,15 @@ class Host:
     """One per node, on the trio side."""
 
     def __init__(
-        self, signer: Signer, listen: Sequence[str], handler: Handler, events: Events
+        self,
+        signer: Signer,
+        listen: Sequence[str],
+        handler: Handler,
+        events: Events,
+        budgets: Budgets,
     ) -> None:
         self.counters = Counters()
+        self._budgets = budgets
         self._listen = [listen_addr(addr) for addr in listen]
         self._handler = handler
         self._events = events
@@ -88,12 +86,12 @@ class Host:
         network.retry_config = RetryConfig(max_retries=0)  # whoever calls knows when to retry
         self.dht = Dht(self._host)
         self._places = Places()
-        self._me = signer.peer
-        self._addrs: dict[PeerId, list[Multiaddr]] = {}
+        self.links = Links(signer.peer, self._host, network, self._moved)
         self._streams: dict[tuple[PeerId, Lane], Asking] = {}
+        self._scopes: dict[Asking, trio.CancelScope] = {}
         self._opening: dict[tuple[PeerId, Lane], trio.Lock] = {}
         self._inbound: Counter[tuple[PeerId, Lane]] = Counter()
-        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._connecting: dict[PeerId, trio.Lock] = {}
         self.addrs: tuple[str, ...] = ()
         """Where we listen, each with /p2p/ID at its end.  May be read from any thread."""
         self.connected: tuple[PeerId, ...] = ()
@@ -116,7 +114,7 @@ class Host:
             self._nursery = nursery
             self.addrs = tuple(str(addr) for addr in self._host.get_addrs())
             self._network.register_notifee(_Notifee(self))
-            async with self.dht.running():
+            async with self.dht.running(), self.links.running():
                 try:
                     yield
                 finally:
@@ -124,18 +122,7 @@ class Host:
                         await self._close()
             nursery.cancel_scope.cancel()
 
-    # --- addresses and connections ---------------------------------------------------------
-
-    def add_addrs(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """Remember where `peer` may be dialled; what is no address is skipped."""
-        known = self._addrs.pop(peer, [])
-        for text in addrs:
-            addr = dial_addr(text, peer)
-            if addr is not None and addr not in known:
-                known.insert(0, addr)
-        self._addrs[peer] = known[:MAX_ADDRS]
-        while len(self._addrs) > MAX_KNOWN_PEERS:
-            del self._addrs[next(iter(self._addrs))]
+    # --- connections -----------------------------------------------------------------------
 
     async def connect(self, peer: PeerId, deadline_s: float) -> None:
         """Have a connection to `peer`.
@@ -144,8 +131,8 @@ class Host:
             PeerUnavailable: no address of it answers as that peer, and why.
         """
         with trio.move_on_after(deadline_s):
-            async with _alone(self._dialling, peer):
-                await self._dial(peer)
+            async with _alone(self._connecting, peer):
+                await self.links.dialling.dial(peer)
             return
         raise PeerUnavailable(peer, f"no connection within {deadline_s:g} s")
 
@@ -155,36 +142,7 @@ class Host:
         with trio.move_on_after(CLOSE_S):
             await self._network.close_peer(ID.from_base58(peer))
             return
-        await self._tcp.close_sockets_of(connections)
-
-    async def _dial(self, peer: PeerId) -> None:
-        if peer == self._me:
-            raise PeerUnavailable(peer, "is this node itself")
-        id = ID.from_base58(peer)
-        if any(not c.is_closed for c in self._network.get_connections(id)):
-            return
-        addrs = self._addrs_of(peer, id)
-        if not addrs:
-            raise PeerUnavailable(peer, "not connected, and no address of it is known")
-        reasons = []
-        for addr in addrs:
-            try:
-                with trio.fail_after(DIAL_ADDR_S):
-                    await self._network.dial_addr(addr, id)
-                return
-            except BaseLibp2pError as error:
-                reasons.append(f"{addr}: {_root(error)}")
-            except trio.TooSlowError:
-                reasons.append(f"{addr}: no answer within {DIAL_ADDR_S:g} s")
-        raise PeerUnavailable(peer, "cannot be dialled: " + "; ".join(reasons))
-
-    def _addrs_of(self, peer: PeerId, id: ID) -> list[Multiaddr]:
-        """What we were told, then what the peer itself said when it was connected."""
-        addrs = list(self._addrs.get(peer, []))
-        with contextlib.suppress(PeerStoreError):
-            said = (dial_addr(str(addr), peer) for addr in self._host.get_peerstore().addrs(id))
-            addrs += [addr for addr in said if addr is not None and addr not in addrs]
-        return addrs[:MAX_ADDRS]
+        await self._tcp.close_sockets_of([c for c in connections if not is_relayed(c)])
 
     # --- calls -----------------------------------------------------------------------------
 
@@ -196,18 +154,32 @@ class Host:
         deadline_s: float,
         into: memoryview | None,
     ) -> Outcome:
-        """Ask `peer`, dialling it first if need be."""
+        """Ask `peer`, dialling it first if need be.
+
+        When the stream breaks the call is made again over what link there is then: every method
+        may be asked twice, and a relay or a hole in a router may go at any time.
+        """
         begin = trio.current_time()
         doing = "connection"
         with trio.move_on_after(deadline_s):
-            try:
-                asking = await self._asking(peer, method.lane, deadline_s)
-            except PeerUnavailable as error:
-                return Gone(error.reason)
-            doing = "answer"
-            left_s = max(0.001, begin + deadline_s - trio.current_time())
-            return await asking.call(method, body, left_s, into)
+            for _ in range(TRIES):
+                doing = "connection"
+                try:
+                    asking = await self._asking(peer, method.lane, deadline_s)
+                except PeerUnavailable as error:
+                    return Gone(error.reason)
+                doing = "answer"
+                left_s = max(0.001, begin + deadline_s - trio.current_time())
+                outcome = await asking.call(method, body, left_s, into)
+                if not (isinstance(outcome, Gone) and outcome.stream_broke):
+                    break
+            return outcome
         return Gone(f"{method.name}: no {doing} within {deadline_s:g} s")
+
+    def open_stream_to(self, peer: PeerId, lane: Lane) -> Asking | None:
+        """The stream to this peer, if it is open."""
+        asking = self._streams.get((peer, lane))
+        return asking if asking is not None and asking.broken is None else None
 
     async def _asking(self, peer: PeerId, lane: Lane, deadline_s: float) -> Asking:
         """The stream to this peer, opened now unless it is there."""
@@ -226,18 +198,23 @@ class Host:
     async def _open(self, peer: PeerId, lane: Lane) -> Asking:
         try:
             stream = await self._host.new_stream(ID.from_base58(peer), [TProtocol(lane.value)])
+            quick = LaneStream(stream, lane, self._budgets)
+            if lane is Lane.BULK:
+                await quick.widen()
         except STREAM_ERRORS as error:
-            raise PeerUnavailable(peer, f"no stream for {lane.value}: {_root(error)}") from error
-        asking = Asking(stream, self.counters)
+            raise PeerUnavailable(peer, f"no stream for {lane.value}: {root(error)}") from error
+        asking = Asking(quick, self.counters.of(peer))
         self._nursery.start_soon(self._ask, peer, lane, asking)
         return asking
 
     async def _ask(self, peer: PeerId, lane: Lane, asking: Asking) -> None:
         try:
-            await asking.run()
+            with self._scopes.setdefault(asking, trio.CancelScope()):
+                await asking.run()
         except Blamed as error:
             self._events.blame(peer, str(error))
         finally:
+            self._scopes.pop(asking, None)
             if self._streams.get((peer, lane)) is asking:
                 del self._streams[peer, lane]
 
@@ -247,7 +224,9 @@ class Host:
             if self._inbound[peer, lane] == MAX_INBOUND:
                 await stream.reset()
                 return
-            answering = Answering(peer, lane, stream, self.counters, self._places, self._handler)
+            quick = LaneStream(stream, lane, self._budgets)
+            counters = self.counters.of(peer)
+            answering = Answering(peer, lane, quick, counters, self._places, self._handler)
             self._inbound[peer, lane] += 1
             try:
                 await answering.run()
@@ -271,15 +250,32 @@ class Host:
             self.connected = tuple(sorted((*self.connected, peer)))
             self._events.connected(peer)
             self._nursery.start_soon(self.dht.add_peer, id)
+        self.links.look(self.connected)
 
     def peer_left(self, id: ID) -> None:
         """A connection was closed; it may not have been the last."""
         peer = PeerId(id.to_base58())
-        if any(not c.is_closed for c in self._network.get_connections(id)):
-            return
-        if peer in self.connected:
+        if self.links.dialling.connections(id):
+            self.links.look(self.connected)
+        elif peer in self.connected:
+            self.links.left(id)
             self.connected = tuple(other for other in self.connected if other != peer)
+            self.links.look(self.connected)
             self._events.disconnected(peer)
+
+    def _moved(self, peer: PeerId) -> None:
+        """A peer is reached in another way: calls from now on take a stream of that."""
+        for lane in Lane:
+            asking = self._streams.pop((peer, lane), None)
+            if asking is not None:
+                self._nursery.start_soon(self._retire, asking)
+
+    async def _retire(self, asking: Asking) -> None:
+        """End the stream once its calls have ended: they may be nearly done."""
+        while asking.under_way and asking.broken is None:  # noqa: ASYNC110  # has no event
+            await trio.sleep(RETIRE_LOOK_S)
+        if asking in self._scopes:
+            self._scopes[asking].cancel()
 
     async def _close(self) -> None:
         """Say goodbye to everybody at once, for the library takes 0.2 s for each."""
@@ -321,15 +317,3 @@ async def _alone(locks: dict[K, trio.Lock], key: K) -> AsyncIterator[None]:
     finally:
         if not lock.locked():
             locks.pop(key, None)
-
-
-def _root(error: BaseException) -> str:
-    """The sentence of the first cause: the library wraps several times."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            break
-    return str(error) or type(error).__name__

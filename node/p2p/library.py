@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import cast
 
 import trio
-from libp2p.abc import IMuxedStream, INetConn, IRawConnection
+from libp2p.abc import IHost, IMuxedStream, INetConn, IRawConnection
 from libp2p.custom_types import THandler
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.kad_dht import value_store
 from libp2p.kad_dht.kad_dht import KadDHT
-from libp2p.kad_dht.provider_store import ProviderRecord
+from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -36,6 +39,11 @@ DHT a dozen for a moment."""
 DEAD_AFTER_S = 30
 """A connection that acknowledges nothing for so long is closed by the kernel.  A guess: longer
 than a node is stopped by a full disk or a suspended container, shorter than an exchange."""
+MAX_VALUES = 4096
+"""Values of other peers that the DHT keeps here, the oldest is dropped: 13 MB with what
+`Dht` accepts, and far more than the twenty peers closest to a key need of each other."""
+StoredValue = tuple[Record, float]
+"""A value as the DHT keeps it, and until when."""
 READ_BYTES = 1 << 17
 """One read of the socket: two Noise messages of the largest size."""
 
@@ -158,21 +166,68 @@ class BoundedYamux(Yamux):
 
 # `muxer_opt` is not looked at for Yamux: this name is what the library builds.
 muxer_multistream.Yamux = BoundedYamux  # type: ignore[attr-defined]
+# The library keeps 50,000 values of up to 1 MiB.
+value_store.MAX_VALUE_STORE_SIZE = MAX_VALUES  # type: ignore[attr-defined]
 
 
-def forget_providers(dht: KadDHT, key: bytes) -> dict[str, ProviderRecord]:
-    """Take the key's provider records out of the local store, and return them.
+def listening_port(network: Swarm) -> int:
+    """The first TCP port that the network listens on with IPv4; 0: none."""
+    for listener in network.listeners.values():
+        for addr in listener.get_addrs():
+            if str(addr).startswith("/ip4/"):
+                return int(str(addr.value_for_protocol("tcp")))
+    return 0
 
-    `find_providers` answers from there and then asks nobody, for 48 hours.  Can go when a
-    lookup asks the network too.
+
+def observed(host: IHost) -> list[Multiaddr]:
+    """Where connected peers say that they see this node's listening port.
+
+    The library asks for four observers, which a node behind a router seldom has.
     """
-    found: dict[str, ProviderRecord] = dht.provider_store.providers.pop(key, {})
+    manager = getattr(host, "_observed_addr_manager", None)
+    return [] if manager is None else list(manager.addrs(min_observers=1))
+
+
+def is_port_in_use(error: BaseException) -> bool:
+    """Whether a dial from the listening port failed because of that port alone."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+async def put_at(dht: KadDHT, key: bytes, value: bytes, peers: Sequence[ID]) -> int:
+    """Keep the value here and store it at these peers; how many of them took it.
+
+    `KadDHT.put_value` does the same and does not tell.  Can go when it does.
+    """
+    dht.value_store.put(key, value)
+    took = 0
+
+    async def put_one(peer: ID) -> None:
+        nonlocal took
+        took += await dht.value_store._store_at_peer(peer, key, value)
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(put_one, peer)
+    return took
+
+
+def forget_value(dht: KadDHT, key: bytes) -> StoredValue | None:
+    """Take the key's value out of the local store, and return it.
+
+    `get_value` answers from there and then asks nobody.  Can go when a lookup asks the network.
+    """
+    found: StoredValue | None = dht.value_store.store.pop(key, None)
     return found
 
 
-def restore_providers(dht: KadDHT, key: bytes, records: dict[str, ProviderRecord]) -> None:
-    """Put back what `forget_providers` took, unless the network knew something newer."""
-    dht.provider_store.providers[key] = records | dht.provider_store.providers.get(key, {})
+def restore_value(dht: KadDHT, key: bytes, value: StoredValue) -> None:
+    """Put back what `forget_value` took."""
+    dht.value_store.store[key] = value
 
 
 def quiet_loggers() -> None:

@@ -14,6 +14,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 
 from node.p2p import library
 from node.p2p.addrs import advertised
+from node.p2p.yamux import QuickYamux
 from protocol.envelope import Signer
 
 MAX_CONNECTIONS = 300
@@ -31,7 +32,7 @@ def new_host(signer: Signer, tcp: library.CountedTcp) -> IHost:
         # Said here because the library's default also accepts plaintext, that is, any identity.
         sec_opt={TProtocol(NOISE): noise},
         addrs_factory=advertised,
-        muxer_opt={TProtocol(YAMUX): library.BoundedYamux},
+        muxer_opt={TProtocol(YAMUX): QuickYamux},
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
             high_watermark=MAX_CONNECTIONS,

@@ -7,7 +7,7 @@ the sentence); either way it is reset and all its calls end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import trio
@@ -24,7 +24,7 @@ MAX_CALLS = 256
 """Calls under way on one stream, cancelled ones included until they are ended.  Several times
 what any peer serves at once, so only a dead peer meets it."""
 READ_BYTES = 1 << 18
-"""One read of a stream: the window that a Yamux stream starts with."""
+"""One read of a stream is no larger: the window that a Yamux stream starts with."""
 RESET_S = 1.0
 """How long the last frame of a stream may wait for a peer that does not read."""
 
@@ -33,11 +33,12 @@ STREAM_ERRORS = (BaseLibp2pError, OSError, EOFError, trio.ClosedResourceError)
 
 
 class Stream(Protocol):
-    """What is needed of libp2p's stream."""
+    """What is needed of a stream of the library; `node.p2p.yamux.LaneStream` has it."""
 
-    async def read(self, n: int | None = None) -> bytes: ...
+    async def read(self, most_bytes: int) -> bytes | bytearray | memoryview:
+        """What has come, at most so much of it; it is the reader's from now on."""
 
-    async def write(self, data: bytes) -> None: ...
+    async def write(self, frames: Sequence[bytes]) -> None: ...
 
     async def reset(self) -> None: ...
 

@@ -1,0 +1,162 @@
+"""How each peer is reached: directly, through a hole in two routers, or through a relay.
+
+Connections come and go; this keeps the best of them in use.  One that came in through a relay
+is upgraded by hole punching, at once and again while it stays relayed.  Trio side, but for
+`Links.all`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import trio
+from libp2p.abc import IHost
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+
+from node.p2p import library
+from node.p2p.addrs import CIRCUIT
+from node.p2p.dialling import Dialling, is_relayed, root
+from node.p2p.punch import Punch
+from node.p2p.relay import Refused, Relay
+from node.p2p.streams import STREAM_ERRORS
+from protocol.errors import PeerUnavailable
+from protocol.ids import PeerId
+
+PUNCH_AGAIN_S = (5.0, 30.0, 120.0)
+"""After a punch that failed: a busy moment may spoil one, but some routers allow none."""
+OBSERVED_LOOK_S = 0.5
+"""How often it is looked at what others observe; the library has no event for it."""
+
+
+class Kind(Enum):
+    """Of a link."""
+
+    DIRECT = "direct"
+    PUNCHED = "punched"
+    RELAYED = "relayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a peer is reached now."""
+
+    peer: PeerId
+    kind: Kind
+    addr: str
+    """The other end's address, or that of the circuit."""
+
+
+class Links:
+    """One per node."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        host: IHost,
+        network: Swarm,
+        changed: Callable[[PeerId], None],
+    ) -> None:
+        """Args: changed: told of a peer that is reached in another way from now on."""
+        self._me = me
+        self._host = host
+        self._changed = changed
+        self.relay = Relay(host, self._came_relayed)
+        self._punching: set[ID] = set()
+        """Peers to whom a hole was dug: whatever direct connection there is, it is through that."""
+        self.dialling = Dialling(me, host, network, self.relay)
+        self._punch = Punch(
+            host, lambda: library.observed(host), self.dialling.source, self._punching.add
+        )
+        self._nursery: trio.Nursery
+        self.all: tuple[Link, ...] = ()
+        """By peer.  May be read from any thread."""
+        self.observed: tuple[str, ...] = ()
+        """Where connected peers say that they see our listening port.  From any thread."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take relayed connections and punch holes meanwhile."""
+        async with AsyncExitStack() as stack:
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            await stack.enter_async_context(self.relay.running())
+            await stack.enter_async_context(self._punch.running())
+            self._nursery.start_soon(self._watch_observed)
+            try:
+                yield
+            finally:
+                self._nursery.cancel_scope.cancel()
+
+    async def _watch_observed(self) -> None:
+        while True:
+            self.observed = tuple(str(addr) for addr in library.observed(self._host))
+            await trio.sleep(OBSERVED_LOOK_S)
+
+    def is_relayed(self, peer: PeerId) -> bool:
+        """Whether there is none but relayed connections to `peer`."""
+        connections = self.dialling.connections(ID.from_base58(peer))
+        return bool(connections) and is_relayed(connections[0])
+
+    async def reserve(self, relay: PeerId) -> tuple[float, Sequence[str]]:
+        """Let `relay`, which is connected directly, take connections for us.
+
+        Returns:
+            For how many seconds, and our addresses through it.
+
+        Raises:
+            PeerUnavailable: it does not, and why.
+        """
+        id = ID.from_base58(relay)
+        direct = [c for c in self.dialling.connections(id) if not is_relayed(c)]
+        if not direct:
+            raise PeerUnavailable(relay, "not connected directly")
+        try:
+            for_s = await self.relay.reserve(id)
+        except (*STREAM_ERRORS, Refused, trio.TooSlowError) as error:
+            raise PeerUnavailable(relay, root(error)) from error
+        addrs = {
+            str(addr).partition("/p2p/")[0] for c in direct for addr in c.get_transport_addresses()
+        }
+        return for_s, [f"{addr}/p2p/{relay}/{CIRCUIT}/p2p/{self._me}" for addr in sorted(addrs)]
+
+    def be_public(self, is_public: bool) -> None:
+        """Strangers reach this node, so that it can be a relay for others; or they do not."""
+        self.dialling.is_public = is_public
+        self.relay.serve(is_public)
+
+    def look(self, peers: Sequence[PeerId]) -> None:
+        """Connections came or went: these peers have one."""
+        before = {link.peer: link for link in self.all}
+        self.all = tuple(link for peer in peers if (link := self._link(peer)))
+        for link in self.all:
+            if before.get(link.peer) != link:
+                self._changed(link.peer)
+
+    def left(self, id: ID) -> None:
+        """The last connection to a peer is gone."""
+        self._punching.discard(id)
+        self.relay.forget(id)
+
+    def _link(self, peer: PeerId) -> Link | None:
+        id = ID.from_base58(peer)
+        connections = self.dialling.connections(id)
+        if not connections:
+            return None
+        best = connections[0]
+        addr = next((str(addr) for addr in best.get_transport_addresses()), "")
+        if is_relayed(best):
+            return Link(peer, Kind.RELAYED, addr)
+        return Link(peer, Kind.PUNCHED if id in self._punching else Kind.DIRECT, addr)
+
+    def _came_relayed(self, id: ID) -> None:
+        """A peer dialled us through a relay: get off it."""
+        self._nursery.start_soon(self._upgrade, id)
+
+    async def _upgrade(self, id: ID) -> None:
+        for again_s in (*PUNCH_AGAIN_S, 0.0):
+            if not self.is_relayed(PeerId(id.to_base58())) or await self._punch.punch(id):
+                return
+            await trio.sleep(again_s)
