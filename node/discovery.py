@@ -55,6 +55,9 @@ EAGER_S = 30.0
 """Longest pause between lookups while peers are few."""
 SLOW_S = 300.0
 """Between lookups when there are enough peers: one moves 0.3 MB among 20 nodes and more."""
+FEW = 2
+"""Candidates of the DHT that are greeted after a lookup when there are enough peers: each costs
+a lookup of its record, and most of a large swarm are in no one's view."""
 ENOUGH_PEERS = 8
 """As many as the active part of the presence view."""
 PROVIDE_S = 300.0
@@ -256,14 +259,17 @@ class Discovery:
         """Those that are not in the view; a member among them may be of another half."""
         async with asyncio.TaskGroup() as greetings:
             for peer, addrs in self._known():
-                if peer not in self._live_peers() and self._greetings.is_able(peer, addrs):
+                if self._is_news(peer, addrs):
                     greetings.create_task(self._greetings.greet(peer, addrs))
             found = await self._in_dht(self._bridge.find_providers(self._key), "members in the DHT")
-            candidates = found or []
+            candidates = [pair for pair in found or [] if self._is_news(*pair)]
             self._rng.shuffle(candidates)
-            for peer, named in candidates:
-                if peer not in self._live_peers():
-                    greetings.create_task(self._greet_found(peer, named))
+            most = FEW if self._has_enough() else MAX_GREETINGS
+            for peer, named in candidates[:most]:
+                greetings.create_task(self._greet_found(peer, named))
+
+    def _is_news(self, peer: PeerId, addrs: Sequence[str]) -> bool:
+        return peer not in self._live_peers() and self._greetings.is_able(peer, addrs)
 
     def _known(self) -> Iterable[tuple[PeerId, tuple[str, ...]]]:
         """Candidates that the DHT need not name: of the LAN, and while peers are few the cache."""

@@ -25,9 +25,9 @@ CORE_MAY_NOT = {
 """Outside node/ nothing asks the world anything."""
 
 DOORS = {
-    "libp2p": ("node/p2p/*.py",),
-    "multiaddr": ("node/p2p/*.py",),
-    "trio": ("node/p2p/*.py", "node/bridge.py"),
+    "libp2p": ("node/bench/rpc_libp2p.py", "node/p2p/*.py"),
+    "multiaddr": ("node/bench/rpc_libp2p.py", "node/p2p/*.py"),
+    "trio": ("node/bench/rpc_libp2p.py", "node/p2p/*.py", "node/bridge.py"),
     "torch": (
         "trainers/compress.py", "trainers/data.py", "trainers/fragments.py", "trainers/inner.py",
         "trainers/model.py", "trainers/outer*.py", "trainers/perturb.py", "trainers/probe.py",

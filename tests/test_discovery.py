@@ -18,8 +18,8 @@ import pytest
 from samples import CREATOR, OTHER, PRESENCE, spec
 
 from node.bootstrap import KEPT
-from node.discovery import ENOUGH_PEERS, Discovery, provider_key
-from node.greeting import MAX_REMEMBERED
+from node.discovery import ENOUGH_PEERS, FEW, Discovery, provider_key
+from node.greeting import MAX_GREETINGS, MAX_REMEMBERED
 from node.peer_cache import PeerCache
 from node.telemetry import Waits
 from protocol import hello, rpc
@@ -553,6 +553,20 @@ def test_our_address_record_is_put_after_the_announcement_each_newer_than_the_la
         numbers = [record.seq for record in world.put]
         assert (len(numbers), sorted(set(numbers))) == (4, numbers)
         searching.cancel()
+
+    in_virtual_time(scenario())
+
+
+def test_with_enough_members_a_lookup_costs_two_greetings_and_few_members_cost_eight() -> None:
+    async def scenario() -> None:
+        for number, expected in ((2, MAX_GREETINGS), (ENOUGH_PEERS, FEW)):
+            world = World()
+            world.listening.add(GATE.peer)
+            others = [Signer(bytes([n]) * 32) for n in range(60, 90)]
+            world.providers = [(other.peer, [addr_of(other)]) for other in others]
+            world.view = members_of([Signer(bytes([n]) * 32) for n in range(9, 9 + number)])
+            await during(0.5, world.discovery(addr_of(GATE)))
+            assert len(world.record_lookups) == expected  # the first lookup comes before the gate
 
     in_virtual_time(scenario())
 

@@ -178,9 +178,10 @@ async def rust(we: Node) -> AsyncIterator[Any]:
 async def test_rust_dials_us_and_pings_us() -> None:
     async with node() as we, rust(we) as other:
         assert await we.told.get() == (other.peer_id(), True)
-        while await apart(lambda: other.get_peer_rtt(ME.peer)) is None:
+        while await apart(other.get_all_peers) != [ME.peer]:  # until it has identified us
             pass
-        assert await apart(other.get_all_peers) == [ME.peer]
+        while await apart(lambda: other.get_peer_rtt(ME.peer)) is None:  # until it has pinged us
+            pass
 
 
 @needs_rust

@@ -627,6 +627,7 @@ async def test_more_unread_bytes_than_the_bound_close_the_connection(
         async with within(4):  # a full window alone would be waited for 5 s
             await alice.bridge.call(push, alice.bridge)
             assert not await told.get()
+            assert [peer for peer, _ in bob.blamed] == [ALICE.peer]
 
 
 async def test_more_streams_than_the_bound_close_the_connection(
@@ -637,7 +638,7 @@ async def test_more_streams_than_the_bound_close_the_connection(
 
     async def greedy(bridge: Bridge) -> None:
         with contextlib.suppress(BaseLibp2pError):
-            for _ in range(100):
+            for _ in range(10_000):
                 connection = bridge._host._network.get_connections(ID.from_base58(BOB.peer))[0]
                 await connection.new_stream()
 
@@ -650,6 +651,7 @@ async def test_more_streams_than_the_bound_close_the_connection(
         assert await told.get()
         await alice.bridge.call(greedy, alice.bridge)
         assert not await told.get()
+        assert bob.blamed == [(ALICE.peer, "opened over 20 streams")]
 
 
 async def test_both_may_dial_at_once() -> None:

@@ -76,7 +76,8 @@ class Pair:
         near, far = memory_stream_pair()
         self.desk = desk
         self.near, self.far = Pipe(near), Pipe(far)
-        self.asking = Asking(self.near, Counters().of(ALICE))
+        self.counters = Counters().of(ALICE)
+        self.asking = Asking(self.near, self.counters)
         self.answering = Answering(ALICE, lane, self.far, Counters().of(ALICE), Places(), desk)
 
     async def call(
@@ -259,6 +260,16 @@ def test_refusals_that_nobody_reads_end_the_stream(rest: int) -> None:
             await answering.run()
 
     trio.run(main)
+
+
+def test_the_round_trip_is_that_of_small_calls_and_not_of_bulk() -> None:
+    async def act(pair: Pair, nursery: trio.Nursery) -> None:
+        assert await pair.call(RECORDS, bytes(10_000)) == Answer(bytes(10_000))
+        assert pair.counters.snapshot().rtt_s is None
+        assert await pair.call(RECORDS, b"small") == Answer(b"small")
+        assert pair.counters.snapshot().rtt_s is not None
+
+    run(lambda: Pair(Desk(echo)), act)
 
 
 async def cancel_when_blocked(scope: trio.CancelScope) -> None:

@@ -10,6 +10,7 @@ import trio
 from libp2p.abc import INetStream, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -61,15 +62,23 @@ class Pipe(ReadWriteCloser):
     def __init__(self, stream: trio.abc.Stream, most_bytes: int) -> None:
         self._stream = stream
         self._most = most_bytes
+        self.gate = trio.Event()
+        """While it is not set, nothing can be written."""
+        self.gate.set()
 
     async def read(self, n: int | None = None) -> bytes:
         most = self._most if n is None else min(n, self._most)
         return bytes(await self._stream.receive_some(most))
 
     async def write(self, data: bytes) -> None:
-        await self._stream.send_all(data)
+        await self.gate.wait()
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("as the library's TCP says", transport="tcp") from error
 
     async def close(self) -> None:
+        self.gate.set()
         await self._stream.aclose()
 
     def get_remote_address(self) -> tuple[str, int] | None:
@@ -84,6 +93,13 @@ class Plain(NoiseTransportReadWriter):
 
     def decrypt(self, data: bytes) -> bytes:
         return data[:-16]
+
+
+def pipe_of(muxer: Yamux) -> Pipe:
+    """The wire under a connection that `connected` made."""
+    pipe = cast(Any, muxer.secured_conn).conn.read_writer.read_write_closer.stream
+    assert isinstance(pipe, Pipe)
+    return pipe
 
 
 def session(pipe: Pipe, me: int) -> SecureSession:
@@ -126,4 +142,4 @@ async def streams(
     async with connected(near, far, most_bytes) as (one, other):
         mine = await one.open_stream()
         theirs = await other.accept_stream()
-        yield cast(YamuxStream, mine), cast(YamuxStream, theirs)
+        yield mine, cast(YamuxStream, theirs)

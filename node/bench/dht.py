@@ -58,6 +58,7 @@ HEADINGS = {
     "provide_kb": "kB a\nprovide",
     "rest_bytes_per_min": "bytes a node\nand minute\nat rest",
     "run_bytes_per_min": "the same with\na run's\nlookups",
+    "connections": "connections\na node",
     "memory_mb": "MB\na node",
 }
 
@@ -121,6 +122,7 @@ async def in_child(nodes: int, rest_s: float) -> common.Row:
     if child.returncode != 0:
         raise SystemExit(f"bench dht: the process of {nodes} nodes ended with {child.returncode}")
     row: common.Row = json.loads(said)
+    sys.stderr.write(f"{said.decode()}\n")  # the next size may take half an hour
     return row
 
 

@@ -50,10 +50,11 @@ class Other:
         self._service = Service(self._lattica)
 
     async def connect(self, addr: str) -> None:
-        self._lattica.close()
-        self._listen = self._listen.rpartition("/")[0] + "/0"
-        self._start([addr])
         peer = addr.rpartition("/")[2]
+        if peer not in self._lattica.get_all_peers():  # only who starts can dial
+            self._lattica.close()
+            self._start([addr])
+            self.addr = f"{self._listen}/p2p/{self._lattica.peer_id()}"
         async with asyncio.timeout(CONNECT_S):
             while peer not in self._lattica.get_all_peers():  # noqa: ASYNC110  # has no event
                 await asyncio.sleep(0.1)

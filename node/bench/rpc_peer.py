@@ -42,7 +42,7 @@ async def obey(me: Contestant) -> None:
         match json.loads(line):
             case {"do": "connect", "addr": str(addr)}:
                 await me.connect(addr)
-                tell({})
+                tell({"addr": me.addr})
             case {"do": "calls", "in_flight": int(in_flight), "count": int(count)}:
                 tell(await calls(me, in_flight, count))
             case {"do": "fetch", "size_bytes": int(size)}:
@@ -96,9 +96,9 @@ async def one_call(me: Contestant) -> float:
 
 
 def quantiles(taken: list[float]) -> dict[str, float]:
-    """Median and 99th percentile, in microseconds."""
-    p50, p99 = np.percentile(np.array(taken) * 1e6, [50, 99])
-    return {"p50_us": float(p50), "p99_us": float(p99), "count": len(taken)}
+    """Median and 99th percentile, in milliseconds."""
+    p50, p99 = np.percentile(np.array(taken) * 1e3, [50, 99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "count": len(taken)}
 
 
 def tell(said: dict[str, float] | dict[str, str]) -> None:

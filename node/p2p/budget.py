@@ -43,7 +43,7 @@ class Budget:
         """Wait until all that was spent before is paid for, then spend."""
         async with self._turn:
             while (owed_s := self._paid_at - trio.current_time()) > SLACK_S:  # noqa: ASYNC110
-                await trio.sleep(owed_s - SLACK_S)
+                await trio.sleep(owed_s)
             self.charge(size_bytes)
 
     def bytes_in(self, seconds: float) -> int:

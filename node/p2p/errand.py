@@ -1,7 +1,7 @@
 """One call to a peer whose stream is open, from the event loop to the trio thread and back.
 
 It takes no task on the trio side: the event loop's post begins it, the frame that ends it posts
-the outcome back.  Measured: half of what a call cost was its task, its scope and their turns.
+the outcome back.  A peer that must be dialled first is `Host.call`'s business, which takes one.
 """
 
 from __future__ import annotations

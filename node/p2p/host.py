@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
@@ -20,6 +20,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.config import RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from node.p2p import library
@@ -79,6 +80,7 @@ class Host:
         self._handler = handler
         self._events = events
         self._tcp = library.CountedTcp(self.counters)
+        self._tcp.blame = lambda id, reason: events.blame(PeerId(id.to_base58()), reason)
         self._host = new_host(signer, self._tcp)
         network = self._host.get_network()
         assert isinstance(network, Swarm)
@@ -240,6 +242,12 @@ class Host:
 
     # --- coming and going ------------------------------------------------------------------
 
+    def named(self, connection: INetConn) -> None:
+        """A connection has proved whose it is."""
+        if not is_relayed(connection):
+            remote = cast(Yamux, connection.muxed_conn).get_remote_address()
+            self._tcp.strangers.named(remote)
+
     async def peer_came(self, id: ID) -> None:
         """A connection was made, by either side."""
         peer = PeerId(id.to_base58())
@@ -293,6 +301,7 @@ class _Notifee(INotifee):
         self._host = host
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:
+        self._host.named(conn)
         await self._host.peer_came(conn.muxed_conn.peer_id)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:

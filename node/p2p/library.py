@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import trio
@@ -30,12 +30,18 @@ from multiaddr import Multiaddr
 
 from node.p2p.counters import Counters
 
+log = logging.getLogger(__name__)
+
 MAX_UNREAD_BYTES = 20 << 20
 """What one connection may leave unread in all its streams: the largest Yamux window (16 MiB),
 and some for everything else."""
 MAX_STREAMS = 256
 """Streams open on one connection, both sides' and the library's own: a node needs four, and the
 DHT a dozen for a moment."""
+MAX_STRANGERS = 64
+"""Accepted connections that have not proved who they are: each may take ten seconds for it."""
+MAX_STRANGERS_AN_IP = 16
+"""Of one address: a household, or a swarm in containers that starts at once."""
 DEAD_AFTER_S = 30
 """A connection that acknowledges nothing for so long is closed by the kernel.  A guess: longer
 than a node is stopped by a full disk or a suspended container, shorter than an exchange."""
@@ -58,7 +64,9 @@ class CountedStream(ReadWriteCloser):
 
     def __init__(self, inner: ReadWriteCloser, transport: CountedTcp) -> None:
         self._inner = inner
-        self._transport = transport
+        self.transport = transport
+        self.closed: Callable[[], None] = lambda: None
+        """Called when it is closed."""
         self._ahead = b""
         transport.open.add(self)
 
@@ -66,25 +74,57 @@ class CountedStream(ReadWriteCloser):
         """Send all of it, then count it."""
         with trio.CancelScope(shield=True):
             await self._inner.write(data)
-        self._transport.counters.socket_up(len(data))
+        self.transport.counters.socket_up(len(data))
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes, out of larger pieces: Noise asks for two bytes at a time."""
         if not self._ahead:
             self._ahead = await self._inner.read(READ_BYTES)
-            self._transport.counters.socket_down(len(self._ahead))
+            self.transport.counters.socket_down(len(self._ahead))
         taken = self._ahead if n is None else self._ahead[:n]
         self._ahead = self._ahead[len(taken) :]
         return taken
 
     async def close(self) -> None:
         """Close the socket; who reads or writes it sees the end."""
-        self._transport.open.discard(self)
-        await self._inner.close()
+        self.transport.open.discard(self)
+        try:
+            await self._inner.close()
+        finally:
+            self.closed()
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """The other end's address and port."""
         return self._inner.get_remote_address()
+
+
+class Strangers:
+    """Accepted connections whose other end has not said who it is yet."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[CountedStream, str] = {}
+
+    def enter(self, stream: CountedStream) -> bool:
+        """Whether there is room for one more."""
+        remote = stream.get_remote_address()
+        ip = remote[0] if remote else ""
+        mine = sum(other == ip for other in self._waiting.values())
+        if len(self._waiting) >= MAX_STRANGERS or mine >= MAX_STRANGERS_AN_IP:
+            log.info("connection not taken: from=%s reason=%d without a name", ip, mine)
+            return False
+        self._waiting[stream] = ip
+        return True
+
+    def named(self, remote: tuple[str, int] | None) -> None:
+        """The connection from there has proved who it is."""
+        for stream in [s for s in self._waiting if s.get_remote_address() == remote]:
+            del self._waiting[stream]
+
+    def leave(self, stream: CountedStream) -> None:
+        """It has ended."""
+        ip = self._waiting.pop(stream, None)
+        if ip is not None:
+            log.info("connection ended: from=%s reason=it did not say who it is", ip)
 
 
 class CountedTcp(TCP):
@@ -97,6 +137,9 @@ class CountedTcp(TCP):
         super().__init__()
         self.counters = counters
         self.open: set[CountedStream] = set()
+        self.strangers = Strangers()
+        self.blame: Callable[[ID, str], None] = lambda peer, reason: None
+        """Told of a peer that broke a bound on its connection."""
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         """As the library, counted."""
@@ -107,14 +150,25 @@ class CountedTcp(TCP):
         return self._counted(await super().dial_with_source(maddr, source))
 
     def create_listener(self, handler_function: THandler) -> TCPListener:
-        """As the library, counted."""
+        """As the library, counted, and bounded in who has not said who it is yet.
+
+        The library's handler of a connection returns when the node stops, and keeps its place
+        among `MAX_CONNECTIONS` until then: after so many in its life a node would take no more.
+        So the handler is cancelled when its socket is closed.  Can go when the library does that.
+        """
 
         async def handler(stream: ReadWriteCloser) -> None:
-            _watch(stream)
             counted = CountedStream(stream, self)
+            if not self.strangers.enter(counted):
+                await counted.close()
+                return
             try:
-                await handler_function(counted)
+                _watch(stream)
+                with trio.CancelScope() as scope:
+                    counted.closed = scope.cancel
+                    await handler_function(counted)
             finally:
+                self.strangers.leave(counted)
                 self.open.discard(counted)
 
         return super().create_listener(handler)
@@ -153,12 +207,20 @@ class BoundedYamux(Yamux):
         """
         stream: IMuxedStream = await super().accept_stream()
         if len(self.streams) > MAX_STREAMS:
+            self._blame(f"opened over {MAX_STREAMS} streams")
             raise MuxedConnUnavailable(f"over {MAX_STREAMS} streams")
         return stream
+
+    def _blame(self, reason: str) -> None:
+        raw = self.secured_conn.conn.read_writer.read_write_closer  # type: ignore[attr-defined]
+        stream = getattr(raw, "stream", None)
+        if isinstance(stream, CountedStream):  # else a relay's; the end of it is enough
+            stream.transport.blame(self.peer_id, reason)
 
     async def _read_data_body(self, length: int) -> bytes:
         unread = sum(len(buffer) for buffer in self.stream_buffers.values())
         if unread + length > MAX_UNREAD_BYTES:
+            self._blame(f"sent over {MAX_UNREAD_BYTES} bytes that nobody had room for")
             raise trio.TooSlowError  # the one error at which the library closes the connection
         body: bytes = await super()._read_data_body(length)
         return body

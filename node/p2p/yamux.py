@@ -13,6 +13,7 @@ opening, half-closing and forgetting of streams is kept.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -42,6 +43,10 @@ from node.p2p.yamux_stream import HEADER, QuickStream
 
 READ_BYTES = 1 << 17
 """One read of the socket, as `node.p2p.library` makes it."""
+MAX_REPLIES = 512
+"""Answers to pings and to new streams that wait to be written: twice the streams that a peer may
+have open here.  A peer that asks for more without reading them is cut off."""
+
 _ENDS = (BaseLibp2pError, OSError, EOFError, trio.ClosedResourceError, trio.BrokenResourceError)
 """How a connection ends by itself."""
 
@@ -57,6 +62,7 @@ class QuickYamux(library.BoundedYamux):
         self._noise = secured_conn.conn
         self._raw = self._noise.read_writer.read_write_closer
         self.streams: dict[int, QuickStream] = {}  # type: ignore[assignment]
+        self._to_reply, self._replies = trio.open_memory_channel[bytes](MAX_REPLIES)
         self._body: QuickStream | None = None
         self._body_left = 0
         """Of the frame of data that is being read: its stream, if it is known, and its rest."""
@@ -95,7 +101,7 @@ class QuickYamux(library.BoundedYamux):
         self.next_stream_id += 2
         stream._owns_backlog_slot = True
         try:
-            await self._control(TYPE_WINDOW_UPDATE, FLAG_SYN, stream.stream_id)
+            await self.send([HEADER.pack(0, TYPE_WINDOW_UPDATE, FLAG_SYN, stream.stream_id, 0)])
         except _ENDS as error:
             stream.closed = True
             await self._finalize_stream(stream, fully_closed=True)
@@ -109,13 +115,36 @@ class QuickYamux(library.BoundedYamux):
         self.stream_events[stream_id] = trio.Event()
         return stream
 
-    async def _control(self, kind: int, flags: int, stream_id: int, value: int = 0) -> None:
-        await self.send([HEADER.pack(0, kind, flags, stream_id, value)])
-
     # --- reading ---------------------------------------------------------------------------
 
     async def handle_incoming(self) -> None:
         """Read until the connection ends."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_replies)
+            await self._read()
+            streams = list(self.streams.values())
+            await self._cleanup_on_error()  # closes the socket, which ends writes under way
+            for stream in streams:
+                stream.room.set()
+            nursery.cancel_scope.cancel()
+
+    async def _send_replies(self) -> None:
+        """What reading is to answer, sent by another task.
+
+        Were it the same, two sides that write all they can would wait for each other to read.
+        """
+        with contextlib.suppress(*_ENDS):
+            async for frame in self._replies:
+                await self.send([frame])
+
+    def _reply(self, kind: int, flags: int, stream_id: int, value: int = 0) -> None:
+        try:
+            self._to_reply.send_nowait(HEADER.pack(0, kind, flags, stream_id, value))
+        except trio.WouldBlock:
+            self._blame(f"left {MAX_REPLIES} answers to pings and new streams unread")
+            raise trio.TooSlowError from None  # it asks and does not read
+
+    async def _read(self) -> None:
         try:
             early = self._session._drain(None)  # what came together with the handshake
             rest = await self._take(early) if early else b""
@@ -133,10 +162,6 @@ class QuickYamux(library.BoundedYamux):
                 coded = coded[at:]
         except (*_ENDS, NoiseInvalidMessage, trio.TooSlowError):
             pass  # whoever uses the connection sees that it has ended
-        streams = list(self.streams.values())
-        await self._cleanup_on_error()
-        for stream in streams:
-            stream.room.set()
 
     async def close(self, *args: Any) -> None:
         """Say goodbye and end, as the library does."""
@@ -169,6 +194,7 @@ class QuickYamux(library.BoundedYamux):
         if stream is not None and not stream.reset_received:
             unread = sum(len(stream.inbox) for stream in self.streams.values())
             if unread + len(piece) > library.MAX_UNREAD_BYTES:
+                self._blame(f"sent over {library.MAX_UNREAD_BYTES} bytes that nobody had room for")
                 raise trio.TooSlowError  # as `library.BoundedYamux`
             stream.recv_window = max(0, stream.recv_window - len(piece))
             stream.inbox.put(piece)
@@ -191,7 +217,7 @@ class QuickYamux(library.BoundedYamux):
             if kind == TYPE_WINDOW_UPDATE or not value:
                 self._end_of_frame(stream, flags)
         elif kind == TYPE_PING and flags & FLAG_SYN:
-            await self._control(TYPE_PING, FLAG_ACK, 0, value)
+            self._reply(TYPE_PING, FLAG_ACK, 0, value)
         elif kind == TYPE_PING and flags & FLAG_ACK:
             rtt_s = trio.current_time() - self._ping_sent_time
             self._rtt = (self._rtt + rtt_s) / 2 if self._rtt else rtt_s
@@ -201,11 +227,11 @@ class QuickYamux(library.BoundedYamux):
 
     async def _take_new_stream(self, flags: int, stream_id: int) -> None:
         if stream_id in self.streams:
-            await self._control(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id)
+            self._reply(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id)
             return
         stream = self._new_stream(stream_id, is_initiator=False)
         if not flags & FLAG_RST:
-            await self._control(TYPE_WINDOW_UPDATE, FLAG_ACK, stream_id)
+            self._reply(TYPE_WINDOW_UPDATE, FLAG_ACK, stream_id)
         await self.new_stream_send_channel.send(stream)
 
     def _end_of_frame(self, stream: QuickStream | None, flags: int) -> None:

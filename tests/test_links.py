@@ -1,0 +1,159 @@
+"""Connections through relays on loopback: real sockets, no routers (those are in the NAT lab)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from node.bridge import Bridge
+from node.p2p import relay
+from node.p2p.links import Kind
+from node.rpc import Rpc
+from protocol.envelope import Signer
+from protocol.errors import PeerUnavailable
+from protocol.ids import Digest, PeerId, RunId
+from protocol.rpc import FETCH, FetchCall
+
+pytestmark = pytest.mark.libp2p
+
+ALICE, BOB, CAROL, DAVE = (Signer(bytes([n]) * 32) for n in range(1, 5))
+LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
+PIECE = random.Random(3).randbytes(300_000)
+CALL = FetchCall(RunId(bytes(32)), Digest(bytes(32)), 0, len(PIECE))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A bridge and its calls."""
+
+    peer: PeerId
+    bridge: Bridge
+    rpc: Rpc
+
+    async def fetch(self, peer: PeerId, deadline_s: float = 10.0) -> bytes:
+        return await self.rpc.call(peer, FETCH, CALL, deadline_s=deadline_s)
+
+    def kinds(self) -> dict[PeerId, Kind]:
+        return {link.peer: link.kind for link in self.bridge.links()}
+
+
+@asynccontextmanager
+async def node(signer: Signer) -> AsyncIterator[Node]:
+    async def piece(peer: PeerId, call: FetchCall) -> bytes:
+        return PIECE
+
+    async with Bridge(signer, listen=LOOPBACK) as bridge, Rpc(bridge) as rpc:
+        rpc.serve(FETCH, piece)
+        yield Node(signer.peer, bridge, rpc)
+
+
+@asynccontextmanager
+async def through(*relays: Signer) -> AsyncIterator[tuple[Node, Node, AsyncExitStack, list[Node]]]:
+    """Alice, who knows Bob's addresses through these relays and no others, and Bob."""
+    async with node(ALICE) as alice, node(BOB) as bob, AsyncExitStack() as stack:
+        found = [await stack.enter_async_context(node(signer)) for signer in relays]
+        addrs: list[str] = []
+        for other in found:
+            other.bridge.be_public(True)
+            await bob.bridge.connect(other.bridge.addrs()[0], 5)
+            await alice.bridge.connect(other.bridge.addrs()[0], 5)
+            addrs += (await bob.bridge.reserve(other.peer))[1]
+        alice.bridge.add_addrs(bob.peer, addrs)
+        yield alice, bob, stack, found
+
+
+async def test_two_that_only_a_relay_can_reach_exchange_payloads_both_ways() -> None:
+    async with through(CAROL) as (alice, bob, _, (carol,)):
+        assert await alice.fetch(bob.peer) == PIECE
+        assert await bob.fetch(alice.peer) == PIECE
+        assert alice.kinds() == {bob.peer: Kind.RELAYED, carol.peer: Kind.DIRECT}
+        assert bob.kinds() == {alice.peer: Kind.RELAYED, carol.peer: Kind.DIRECT}
+
+
+async def test_who_has_not_reserved_is_not_reached_and_the_reason_is_said() -> None:
+    async with node(ALICE) as alice, node(CAROL) as carol:
+        carol.bridge.be_public(True)
+        (addr,) = carol.bridge.addrs()
+        alice.bridge.add_addrs(BOB.peer, [f"{addr}/p2p-circuit/p2p/{BOB.peer}"])
+        with pytest.raises(PeerUnavailable, match="the relay refused: no reservation"):
+            await alice.bridge.connect(BOB.peer, 5)
+
+
+async def test_who_is_no_relay_takes_no_reservation() -> None:
+    async with node(BOB) as bob, node(CAROL) as carol:
+        await bob.bridge.connect(carol.bridge.addrs()[0], 5)
+        with pytest.raises(PeerUnavailable):
+            await bob.bridge.reserve(carol.peer)
+
+
+async def test_a_call_goes_on_over_another_relay_when_the_first_one_dies() -> None:
+    async with through(CAROL, DAVE) as (alice, bob, stack, relays):
+        began, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(peer: PeerId, call: FetchCall) -> bytes:
+            began.set()
+            await go_on.wait()
+            return PIECE
+
+        bob.rpc.serve(FETCH, slow)
+        fetching = asyncio.create_task(alice.fetch(bob.peer))
+        await began.wait()
+        via = next(link.addr for link in alice.bridge.links() if link.peer == bob.peer)
+        used = next(relay for relay in relays if str(relay.peer) in via)
+        await used.bridge.__aexit__(None, None, None)
+        go_on.set()
+        assert await fetching == PIECE
+        await stack.pop_all().aclose()
+
+
+async def test_a_circuit_that_has_carried_its_bytes_ends_and_the_next_call_opens_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "CIRCUIT_BYTES", 1_000_000)
+    async with through(CAROL) as (alice, bob, _, _relays):
+        for _ in range(8):
+            assert await alice.fetch(bob.peer) == PIECE
+
+
+async def test_a_reservation_ends_with_its_connection() -> None:
+    async with through(CAROL) as (alice, bob, _, (carol,)):
+        gone = asyncio.Event()
+        carol.bridge._on_peer = lambda peer, is_here: None if is_here else gone.set()
+        await bob.bridge.disconnect(carol.peer)
+        await gone.wait()
+        with pytest.raises(PeerUnavailable, match="no reservation"):
+            await alice.bridge.connect(bob.peer, 5)
+
+
+async def test_a_relay_that_goes_silent_costs_a_call_its_deadline_and_no_more() -> None:
+    async with through(CAROL) as (alice, bob, _, (carol,)):
+        assert await alice.fetch(bob.peer) == PIECE
+
+        async def silence(size_bytes: int) -> None:
+            await trio.sleep_forever()
+
+        carol.bridge._host.links.relay._rate.take = silence  # type: ignore[method-assign]
+        with pytest.raises(PeerUnavailable, match=r"no answer within 0\.5 s"):
+            await alice.fetch(bob.peer, deadline_s=0.5)
+
+
+async def test_a_dial_back_is_a_fresh_connection_or_none() -> None:
+    async with node(ALICE) as alice, node(BOB) as bob:
+        (addr,) = bob.bridge.addrs()
+        await alice.bridge.dial_back(bob.peer, addr)
+        with pytest.raises(PeerUnavailable, match="a dial would prove nothing"):
+            await alice.bridge.dial_back(bob.peer, addr)
+
+
+async def test_a_dial_back_goes_through_no_relay_and_to_nobody_else() -> None:
+    async with through(CAROL) as (alice, bob, _, (carol,)):
+        (addr,) = carol.bridge.addrs()
+        for wrong in (f"{addr}/p2p-circuit/p2p/{bob.peer}", addr):
+            with pytest.raises(PeerUnavailable, match="no direct address of it"):
+                await alice.bridge.dial_back(bob.peer, wrong)
