@@ -99,8 +99,11 @@ class Face:
     async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
         if peer not in self.me.peers:
             raise PeerUnavailable(peer, "not connected")
+        handler = self.net.hosts[peer].handlers.get(method.name)
+        if handler is None:
+            raise CallRefused(peer, method.name, Refusal("unknown", "not served"))
         try:
-            return await self.net.hosts[peer].handlers[method.name](self.me.peer, request)
+            return await handler(self.me.peer, request)
         except Refused as refused:
             why = Refusal(refused.code, refused.sentence)
             raise CallRefused(peer, method.name, why) from None
