@@ -103,6 +103,19 @@ class Status(TypedDict):
     """Paths by name: tokenizer, validation."""
 
 
+class LinkTraffic(TypedDict):
+    """What crosses the link to a peer, or crossed it before."""
+
+    rtt_ms: float | None
+    """Of small calls, with what the peer takes to answer."""
+    up_per_s: float
+    """Bytes, of late."""
+    down_per_s: float
+    up: dict[str, int]
+    """Bytes by kind."""
+    down: dict[str, int]
+
+
 class PeerStatus(TypedDict, total=False):
     """A member as this node sees it."""
 
@@ -120,6 +133,7 @@ class PeerStatus(TypedDict, total=False):
     """How it is reached now: direct, punched or relayed; empty: not connected."""
     link_addr: str
     """The other end of that, or the circuit."""
+    traffic: LinkTraffic
     tokens: int
     """Contributed in all, by its own record."""
     rounds: int

@@ -26,7 +26,7 @@ from node.p2p.budget import budgets
 from node.p2p.counters import PeerTraffic, Traffic
 from node.p2p.errand import Errand
 from node.p2p.host import Events, Host
-from node.p2p.links import Link
+from node.p2p.links import Kind, Link
 from node.p2p.thread import TrioThread
 from node.uncancelled import uncancelled
 from protocol.envelope import Signer
@@ -140,6 +140,10 @@ class Bridge:
         """How each connected peer is reached."""
         return self._host.links.all
 
+    def is_relayed(self, peer: PeerId) -> bool:
+        """Whether a peer is reached through another, which is to be spared."""
+        return any(link.peer == peer and link.kind is Kind.RELAYED for link in self.links())
+
     def observed(self) -> tuple[str, ...]:
         """Where connected peers say that they see our listening port."""
         return self._host.links.observed
@@ -163,9 +167,13 @@ class Bridge:
         """
         await self.call(self._host.links.dialling.dial_back, peer, addr)
 
-    def be_public(self, is_public: bool) -> None:
-        """Strangers reach this node, so that it can be a relay for others; or they do not."""
-        self.post(self._host.links.be_public, is_public)
+    def be_public(self, is_public: bool, relay_mbit: float) -> None:
+        """Strangers reach this node, or do not.
+
+        Args:
+            relay_mbit: megabits a second that it then carries for others, each way; 0: none.
+        """
+        self.post(self._host.links.be_public, is_public, relay_mbit)
 
     async def provide(self, key: bytes) -> bool:
         """Say in the DHT that we provide `key`; whether any other peer knows now."""

@@ -41,13 +41,21 @@ class NodeConfig:
     announce: tuple[str, ...] = ()
     """Published instead of the bound addresses, where those are not what others can reach."""
     reachable: str = "auto"
-    """Whether others can dial this node: auto: it finds out; yes or no: take my word.  A node that
-    can be reached carries connections for those that cannot."""
+    """Whether others can dial this node: auto: it finds out; yes or no: take my word."""
     bootstrap: tuple[str, ...] = ()
     """Peers to enter the DHT through, besides those of the ticket."""
     lan: bool = True
+    """Find nodes on the LAN by multicast DNS."""
     upnp: bool = True
-    """Find nodes on the LAN by multicast DNS; ask the router for a port."""
+    """Ask the router to open a port."""
+    relay: bool = True
+    """Carry connections for those that cannot be reached, if this node can be."""
+    relay_mbit: float = 32.0
+    """Megabits a second for that, each way.  A third of a common server's line.  A guess."""
+    up_mbit: float = 0.0
+    """Megabits a second to all peers; 0: as the line carries.  Small calls do not wait for it."""
+    down_mbit: float = 0.0
+    """The same from all peers."""
     device: str = "auto"
     """Where the worker trains; auto: a GPU where there is one."""
     threads: int = 1
@@ -79,6 +87,9 @@ class NodeConfig:
         for addr in _bounded("bootstrap", self.bootstrap):
             check_addr("bootstrap", addr, peer=True)
         check.one_of("reachable", self.reachable, ("auto", "yes", "no"))
+        check.number("relay_mbit", self.relay_mbit, 0.1, 1e6)
+        check.number("up_mbit", self.up_mbit, 0.0, 1e6)
+        check.number("down_mbit", self.down_mbit, 0.0, 1e6)
         check.one_of("device", self.device, ("auto", "cpu", "cuda"))
         check.integer("threads", self.threads, 1, 1024)
         check.integer("nice", self.nice, 0, 19)

@@ -277,6 +277,7 @@ class Member:
                 arena=self._arena,
                 fetch_deadline_s=spec.exchange_deadline_s,
                 blame=self.blame,
+                is_relayed=world.bridge.is_relayed,
             ),
             journal=self.journal,
             live=self.presence.live,
@@ -287,8 +288,7 @@ class Member:
     def _entered(self) -> None:
         """The training is in a new state; from "starting" on it knows its round."""
         if self.journal.state == "starting":
-            name = self._world.config.name or None
-            self._write(partial(_joined, name=name, round=self.journal.round))
+            self._write(partial(_joined, name=self._world.config.name, round=self.journal.round))
         self.presence.speak()
 
     # --- what the parts tell each other -----------------------------------------------------
@@ -340,9 +340,9 @@ class Member:
         return await self.training.checkpoint() if self.training else None
 
 
-def _joined(content: Content, *, name: str | None, round: Round) -> Content:
+def _joined(content: Content, *, name: str, round: Round) -> Content:
     since = content.member.since if content.member else round
-    return replace(content, member=MemberFacts(name=name, since=since, status="joined"))
+    return replace(content, member=MemberFacts(name=name or None, since=since, status="joined"))
 
 
 def _left(content: Content) -> Content:

@@ -23,11 +23,13 @@ from node.founding import HeldRun
 from node.keys import DataDir
 from node.member import Member, World
 from node.reach import Reach
+from node.reachability import is_global
 from node.rpc import Rpc
 from node.run_file import read_run_file
 from node.signals import on_stop
 from node.status import peers_of, status_of
 from node.telemetry import Waits
+from node.upnp import PortMapping
 from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId, short
 
@@ -82,7 +84,12 @@ class Node:
         config = self._config
         async with AsyncExitStack() as stack:
             self._bridge = await stack.enter_async_context(
-                Bridge(self._signer, listen=config.listen)
+                Bridge(
+                    self._signer,
+                    listen=config.listen,
+                    up_mbit=config.up_mbit,
+                    down_mbit=config.down_mbit,
+                )
             )
             rpc = await stack.enter_async_context(Rpc(self._bridge, on_blame=self._on_blame))
             self._reach = self._new_reach(mode, rpc)
@@ -91,11 +98,12 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._bridge.wait_ended(), name="network")
                 reach = tasks.create_task(self._reach.run(), name="reach")
+                router = tasks.create_task(self._ask_router(mode), name="router")
                 work = tasks.create_task(self._work(mode, rpc), name="work")
                 await self._stopping.wait()
                 log.info("node stops: leaving=%s", self._leaving)
                 await self._say_goodbye()
-                for task in (work, reach, watch):
+                for task in (work, router, reach, watch):
                     task.cancel()
 
     async def _work(self, mode: Mode, rpc: Rpc) -> None:
@@ -177,7 +185,17 @@ class Node:
             rpc=rpc,
             announce=config.announce,
             reachable="yes" if vouched else config.reachable,
+            relay_mbit=config.relay_mbit if config.relay else 0.0,
         )
+
+    async def _ask_router(self, mode: Mode) -> None:
+        """Have a port opened, where there may be a router that others come through."""
+        config, bound = self._config, self._bridge.addrs()
+        inner = [addr for addr in bound if addr.startswith("/ip4/") and not is_global(addr)]
+        on_lan = [addr for addr in inner if not addr.startswith("/ip4/127.")]
+        is_asked = config.upnp and config.reachable == "auto" and not config.announce
+        if is_asked and on_lan and not isinstance(mode, BootstrapOnly):
+            await PortMapping(int(on_lan[0].split("/")[4]), changed=self._reach.mapped).run()
 
     def _addrs(self) -> tuple[str, ...]:
         return self._reach.addrs()
@@ -204,7 +222,7 @@ class Node:
 
     def peers(self) -> Sequence[Mapping[str, object]]:
         """See `node.api.PeerStatus`."""
-        return peers_of(self.member, self._bridge.links())
+        return peers_of(self.member, self._bridge.links(), self._bridge.traffic_of)
 
     async def leave(self) -> None:
         """Say goodbye to the run and stop."""

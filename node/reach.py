@@ -77,7 +77,7 @@ class Bridge(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None: ...
 
-    def be_public(self, is_public: bool) -> None: ...
+    def be_public(self, is_public: bool, relay_mbit: float) -> None: ...
 
 
 class Rpc(ports.Rpc, Protocol):
@@ -99,6 +99,7 @@ class Reach:
         rpc: Rpc,
         announce: tuple[str, ...] = (),
         reachable: str = "auto",
+        relay_mbit: float = 32.0,
         clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -106,11 +107,13 @@ class Reach:
         Args:
             announce: addresses without /p2p that the operator vouches for.
             reachable: "auto"; "yes": take the operator's word, be a relay; "no": never claim it.
+            relay_mbit: what is carried for others, each way, where this node can; 0: nothing.
         """
         self._me = me
         self._bridge = bridge
         self._rpc = rpc
         self._announce = announce
+        self._relay_mbit = relay_mbit
         self._fixed = "yes" if announce and reachable == "auto" else reachable
         self._clock = clock or asyncio.get_running_loop().time
         self._rng = rng or random.Random(secrets.randbits(64))
@@ -119,10 +122,7 @@ class Reach:
         self._nonces: dict[bytes, str] = {}
         self._dials: deque[float] = deque()
         self._tasks: asyncio.TaskGroup
-        self.mapped: tuple[str, ...] = ()
-        """Addresses that a router has opened for us, without /p2p; claims like others."""
-        self.changed: Callable[[], None] = lambda: None
-        """Called when `addrs` is another from now on."""
+        self._mapped: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Find out, and serve others, until cancelled."""
@@ -130,7 +130,7 @@ class Reach:
         self._rpc.serve(rpc.DIAL, self._dial)
         self._rpc.serve(rpc.SEEN, self._seen)
         if self._fixed == "yes":
-            self._bridge.be_public(True)
+            self._bridge.be_public(True, self._relay_mbit)
         async with asyncio.TaskGroup() as self._tasks:
             while True:
                 links = self._bridge.links()
@@ -159,6 +159,13 @@ class Reach:
             bound = tuple(addr for addr in bound if not is_global(addr))
         return tuple(dict.fromkeys((*known, *bound)))
 
+    def mapped(self, addr: str | None) -> None:
+        """A router passes connections to this address (without /p2p) on to us, or no more.
+
+        It is a claim like others: another router may stand before that one.
+        """
+        self._mapped = (addr,) if addr else ()
+
     async def settle(self, bootstrap: Sequence[str], deadline_s: float) -> None:
         """Have addresses that are worth telling, if a bootstrap peer answers in time."""
         with contextlib.suppress(TimeoutError):
@@ -181,7 +188,7 @@ class Reach:
         if self._fixed == "yes":
             return ()
         bound = (addr.partition("/p2p/")[0] for addr in self._bridge.addrs())
-        every = (*self.mapped, *self._bridge.observed(), *bound)
+        every = (*self._mapped, *self._bridge.observed(), *bound)
         return tuple(dict.fromkeys(addr for addr in every if is_global(addr)))
 
     def _tell(self, event: Event) -> None:
@@ -199,8 +206,7 @@ class Reach:
                 if verdict != self._known.verdict:
                     log.info("reachability: verdict=%s addrs=%s", verdict, " ".join(addrs))
                 self._known = effect
-                self._bridge.be_public(self.verdict == "public")
-                self.changed()
+                self._bridge.be_public(self.verdict == "public", self._relay_mbit)
             case _:
                 assert_never(effect)
 

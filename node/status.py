@@ -6,15 +6,15 @@ Pure reading: nothing here changes anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from crdt.schema import Content
-from node.api import PeerStatus, Status
+from node.api import LinkTraffic, PeerStatus, Status
 from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
 from node.member import Member
-from node.p2p.counters import Traffic
+from node.p2p.counters import PeerTraffic, Traffic
 from node.p2p.links import Link
 from node.pieces import DIRECT, cuts
 from node.snapshots import snapshot_files
@@ -91,7 +91,11 @@ def status_of(
     )
 
 
-def peers_of(member: Member | None, links: Sequence[Link]) -> Sequence[PeerStatus]:
+def peers_of(
+    member: Member | None,
+    links: Sequence[Link],
+    traffic_of: Callable[[PeerId], PeerTraffic | None],
+) -> Sequence[PeerStatus]:
     """The other members, those that are alive and those that only have a record."""
     if member is None:
         return []
@@ -115,11 +119,24 @@ def peers_of(member: Member | None, links: Sequence[Link]) -> Sequence[PeerStatu
                 addrs=list(presence.addrs) if presence else [],
                 link=link.kind.value if link else "",
                 link_addr=link.addr if link else "",
+                traffic=_traffic(traffic_of(peer)),
                 tokens=content.totals.tokens,
                 rounds=content.totals.rounds,
             )
         )
     return found
+
+
+def _traffic(found: PeerTraffic | None) -> LinkTraffic:
+    if found is None:
+        return LinkTraffic(rtt_ms=None, up_per_s=0.0, down_per_s=0.0, up={}, down={})
+    return LinkTraffic(
+        rtt_ms=None if found.rtt_s is None else 1000 * found.rtt_s,
+        up_per_s=found.up_per_s,
+        down_per_s=found.down_per_s,
+        up=found.up,
+        down=found.down,
+    )
 
 
 def consensus(spreads: list[float]) -> float | None:

@@ -56,8 +56,8 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("peer", "name", "state", "round", "inner step", "loss", "tokens/s", "tokens"):
         table.add_column(name, justify="left" if name in ("peer", "name", "state") else "right")
-    for name in ("link", "standing", "address"):
-        table.add_column(name)
+    for name in ("link", "rtt", "up", "down", "standing", "address"):
+        table.add_column(name, justify="right" if name in ("rtt", "up", "down") else "left")
     for peer in peers:
         table.add_row(
             short(peer["peer"]),
@@ -69,10 +69,21 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
             f"{peer.get('tokens_per_s', 0.0):.0f}",
             f"{peer.get('tokens', 0):,}",
             peer.get("link", ""),
+            *_crossing(peer),
             peer.get("standing", ""),
             (peer.get("addrs") or [""])[0].split("/p2p/")[0],
         )
     return table
+
+
+def _crossing(peer: PeerStatus) -> tuple[str, str, str]:
+    """Round trip, and what is sent and received a second."""
+    traffic = peer.get("traffic")
+    if traffic is None or not peer.get("link"):
+        return "", "", ""
+    rtt_ms = traffic["rtt_ms"]
+    up, down = size(traffic["up_per_s"]), size(traffic["down_per_s"])
+    return "" if rtt_ms is None else f"{rtt_ms:.0f} ms", f"{up}/s", f"{down}/s"
 
 
 def swarm_table(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -> Table:

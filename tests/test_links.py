@@ -60,7 +60,7 @@ async def through(*relays: Signer) -> AsyncIterator[tuple[Node, Node, AsyncExitS
         found = [await stack.enter_async_context(node(signer)) for signer in relays]
         addrs: list[str] = []
         for other in found:
-            other.bridge.be_public(True)
+            other.bridge.be_public(True, 1000.0)
             await bob.bridge.connect(other.bridge.addrs()[0], 5)
             await alice.bridge.connect(other.bridge.addrs()[0], 5)
             addrs += (await bob.bridge.reserve(other.peer))[1]
@@ -78,7 +78,7 @@ async def test_two_that_only_a_relay_can_reach_exchange_payloads_both_ways() -> 
 
 async def test_who_has_not_reserved_is_not_reached_and_the_reason_is_said() -> None:
     async with node(ALICE) as alice, node(CAROL) as carol:
-        carol.bridge.be_public(True)
+        carol.bridge.be_public(True, 1000.0)
         (addr,) = carol.bridge.addrs()
         alice.bridge.add_addrs(BOB.peer, [f"{addr}/p2p-circuit/p2p/{BOB.peer}"])
         with pytest.raises(PeerUnavailable, match="the relay refused: no reservation"):
@@ -138,7 +138,8 @@ async def test_a_relay_that_goes_silent_costs_a_call_its_deadline_and_no_more() 
         async def silence(size_bytes: int) -> None:
             await trio.sleep_forever()
 
-        carol.bridge._host.links.relay._rate.take = silence  # type: ignore[method-assign]
+        for budget in carol.bridge._host.links.relay._budgets:
+            budget.spend = silence  # type: ignore[method-assign]
         with pytest.raises(PeerUnavailable, match=r"no answer within 0\.5 s"):
             await alice.fetch(bob.peer, deadline_s=0.5)
 

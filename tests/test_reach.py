@@ -90,7 +90,7 @@ class Face:
         self.me.peers.discard(peer)
         self.net.hosts[peer].peers.discard(self.me.peer)
 
-    def be_public(self, is_public: bool) -> None:
+    def be_public(self, is_public: bool, relay_mbit: float) -> None:
         self.me.is_public = is_public
 
     def serve(self, method: Any, handler: Callable[[PeerId, Any], Awaitable[Any]]) -> None:

@@ -132,12 +132,15 @@ async def measured(nodes: int, rest_s: float) -> common.Row:
     signers = [Signer(digest_of(number.to_bytes(4, "big"))) for number in range(nodes)]
     async with AsyncExitStack() as stack:
         bridges = await started(signers, stack, rng)
+        say(nodes, "started")
         for bridge in bridges[DOORS:]:  # fills the routing tables: everybody walks once
             await bridge.find_providers(provider_key(RUN))
+        say(nodes, "everybody has looked up once")
         provides = await cost(bridges, [announce(*pair) for pair in chosen(signers, bridges)])
         askers = [rng.choice(bridges[DOORS + MEMBERS :] or bridges) for _ in range(LOOKUPS)]
         lookups = await cost(bridges, [members_found(asker) for asker in askers])
         records = await cost(bridges, [record_found(asker, signers, rng) for asker in askers])
+        say(nodes, f"lookups done, {rest_s:g} s of rest begin")
         await asyncio.sleep(SETTLE_S)
         memory = memory_bytes() - before
         sent, began = sent_bytes(bridges), time.monotonic()
@@ -160,6 +163,11 @@ async def measured(nodes: int, rest_s: float) -> common.Row:
             "memory_mb": memory / nodes / 1e6,
             "connections": statistics.mean(len(bridge.connected()) for bridge in bridges),
         }
+
+
+def say(nodes: int, what: str) -> None:
+    """Where it is: a size may take half an hour."""
+    sys.stderr.write(f"{nodes} nodes: {what}\n")
 
 
 async def started(

@@ -122,10 +122,10 @@ class Links:
         }
         return for_s, [f"{addr}/p2p/{relay}/{CIRCUIT}/p2p/{self._me}" for addr in sorted(addrs)]
 
-    def be_public(self, is_public: bool) -> None:
+    def be_public(self, is_public: bool, relay_mbit: float) -> None:
         """Strangers reach this node, so that it can be a relay for others; or they do not."""
         self.dialling.is_public = is_public
-        self.relay.serve(is_public)
+        self.relay.serve(relay_mbit if is_public else 0.0)
 
     def look(self, peers: Sequence[PeerId]) -> None:
         """Connections came or went: these peers have one."""

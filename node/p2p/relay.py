@@ -29,6 +29,8 @@ from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_ms
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
+from node.p2p.budget import Budget
+
 RESERVATIONS = 128
 """Peers that may reserve here at once; the library's default is 4.  Each costs one idle
 connection of some 50 KB."""
@@ -42,10 +44,6 @@ CIRCUIT_S = 3600.0
 """As long as a circuit may last; the ends then open another."""
 IDLE_S = 300.0
 """A circuit on which nothing passes is closed.  Presence passes every few seconds."""
-RELAYED_BYTES_PER_S = 4 << 20
-"""Of all circuits together: 32 Mbit/s each way, a third of a common server's line.  A guess."""
-BURST_S = 0.25
-"""How much of that rate may pass at once."""
 PIECE_BYTES = 1 << 16
 """One read of a circuit: a frame of bulk."""
 ANSWER_S = 5.0
@@ -72,7 +70,8 @@ class Relay(CircuitV2Protocol):
         )
         super().__init__(host, limits=limits, allow_hop=False)
         self._relayed = relayed
-        self._rate = _Rate(RELAYED_BYTES_PER_S)
+        self._budgets: tuple[Budget, Budget]
+        """Of all circuits together: from who has reserved, and towards it."""
         self.bytes = 0
         """Carried for others."""
         self.circuits = 0
@@ -86,12 +85,13 @@ class Relay(CircuitV2Protocol):
             try:
                 yield
             finally:
-                self.serve(False)
+                self.serve(0.0)
 
-    def serve(self, serving: bool) -> None:
-        """Be a relay for others from now on, or no more."""
-        self.allow_hop = serving
-        if serving:
+    def serve(self, mbit_per_s: float) -> None:
+        """Be a relay for others from now on, at so many megabits a second each way; 0: no more."""
+        self.allow_hop = mbit_per_s > 0
+        if self.allow_hop:
+            self._budgets = (Budget(mbit_per_s), Budget(mbit_per_s))
             self.host.set_stream_handler(HOP, self._handle_hop_stream)
         else:
             with suppress(KeyError):
@@ -156,6 +156,7 @@ class Relay(CircuitV2Protocol):
     ) -> None:
         """One direction of a circuit, until its end; then both are closed."""
         self.circuits += 1
+        budget = self._budgets[self.resource_manager.get_reservation(peer_id) is None]
         left = circuit_data_limit if circuit_data_limit is not None else [CIRCUIT_BYTES]
         try:
             with trio.move_on_after(CIRCUIT_S):
@@ -166,7 +167,7 @@ class Relay(CircuitV2Protocol):
                         break
                     left[0] -= len(data)
                     self.bytes += len(data)
-                    await self._rate.take(len(data))
+                    await budget.spend(len(data))
                     with trio.fail_after(IDLE_S):
                         await dst_stream.write(data)
         except (BaseLibp2pError, trio.TooSlowError, OSError, EOFError):
@@ -197,17 +198,3 @@ async def _reset(stream: Any) -> None:
     """End a stream; what it then complains of is of no interest."""
     with trio.move_on_after(1.0), suppress(Exception):
         await stream.reset()
-
-
-class _Rate:
-    """Bytes a second, of whoever takes some."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._free_at = 0.0
-
-    async def take(self, size_bytes: int) -> None:
-        """Wait until so much may pass."""
-        now = trio.current_time()
-        self._free_at = max(self._free_at, now - BURST_S) + size_bytes / self._bytes_per_s
-        await trio.sleep(max(0.0, self._free_at - now))
