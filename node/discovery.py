@@ -54,7 +54,7 @@ LOOK_S = 1.0
 EAGER_S = 30.0
 """Longest pause between lookups while peers are few."""
 SLOW_S = 300.0
-"""Between lookups when there are enough peers: one moves 0.3 MB among 20 nodes and more."""
+"""Between lookups when there are enough peers: one moves 0.2 MB (docs/results/dht.md)."""
 FEW = 2
 """Candidates of the DHT that are greeted after a lookup when there are enough peers: each costs
 a lookup of its record, and most of a large swarm are in no one's view."""

@@ -19,7 +19,7 @@ import pytest
 from node.natlab import leftovers
 from node.natlab.lab import ROOT, Lab
 from node.natlab.matrix import pairs
-from node.natlab.pair import try_pair
+from node.natlab.pair import cut_pair, try_pair
 from node.natlab.plan import kind_of
 from node.natlab.rules import MAPPED_PORT, MAPPED_TO, Kind
 from protocol.errors import ConfigError
@@ -306,3 +306,9 @@ async def test_a_pair_is_connected(kinds: str, delay_ms: float, how: str) -> Non
     assert outcome.dialed.how == how, outcome
     carried_by_relay = sum(outcome.dialed.mb_per_s) and outcome.relay_bytes > 16_000_000
     assert carried_by_relay == (how == "relayed"), outcome
+
+
+@pytest.mark.timeout(PAIR_S)
+async def test_a_hole_that_closes_costs_no_call() -> None:
+    before, after = await cut_pair((Kind.CONE, Kind.EIM), rate_mbit=20)
+    assert (before.how, after.how, after.why) == ("punched", "relayed", ""), after

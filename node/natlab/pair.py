@@ -30,6 +30,8 @@ DIALER_S = 180.0
 """A dialer that needs all its own deadlines takes 160 s."""
 END_S = 2.0
 """From SIGTERM to SIGKILL."""
+CUT_AFTER_BYTES = 1_000_000
+"""Of a fetch of 8 MiB."""
 TOLD_CHARS = 2000
 """Of what a failed process said last."""
 
@@ -67,6 +69,37 @@ async def try_pair(kinds: tuple[Kind, ...], *, delay_ms: float, rate_mbit: float
         found = _dialed(await said("h1", DIALER_S, *arguments))
         after = await lab.traffic(RELAY)
     return Outcome(dialed=found, target=target, relay_bytes=after.sent_bytes - before.sent_bytes)
+
+
+async def cut_pair(kinds: tuple[Kind, ...], *, rate_mbit: float) -> tuple[Dialed, Dialed]:
+    """The same, and the way between the two sites is cut in the middle of a fetch.
+
+    Returns:
+        How they were connected before, and what became of the fetch.
+
+    Raises:
+        LabFailed, NodeFailed: as for `try_pair`.
+    """
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-natlab-")))
+        lab = await stack.enter_async_context(Lab(kinds, rate_mbit=rate_mbit))
+        relay = await _relay(lab, await stack.enter_async_context(LocalSwarm(folder)))
+        log = folder / "h2.log"
+        process = await stack.enter_async_context(_probe(lab, "h2", log, "target", relay))
+        target = _reachable(await _said(process, log, UP_S))
+        log = folder / "h1.log"
+        arguments = ("survivor", relay, target.peer, *target.addrs)
+        process = await stack.enter_async_context(_probe(lab, "h1", log, *arguments))
+        before = _dialed(await _said(process, log, UP_S))
+        begun = (await lab.traffic("h1")).received_bytes
+        while (await lab.traffic("h1")).received_bytes < begun + CUT_AFTER_BYTES:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        await lab.run("r1", "nft", "add table ip cut")
+        hook = "{ type filter hook forward priority -10; }"
+        await lab.run("r1", "nft", f"add chain ip cut way {hook}")
+        for end in ("saddr", "daddr"):
+            await lab.run("r1", "nft", f"add rule ip cut way ip {end} {lab.ip('r2')} drop")
+        return before, _dialed(await _said(process, log, DIALER_S))
 
 
 async def _relay(lab: Lab, swarm: LocalSwarm) -> str:

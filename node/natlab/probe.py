@@ -2,10 +2,12 @@
 
     python -m node.natlab.probe target RELAY
     python -m node.natlab.probe dialer RELAY PEER ADDR...
+    python -m node.natlab.probe survivor RELAY PEER ADDR...
 
 The target comes up, finds out where it can be reached, prints that as one line of JSON, and answers
 until it is stopped.  The dialer connects to it by those addresses, waits a while for a direct
-connection, fetches some megabytes twice, and prints what it found as one line of JSON.
+connection, fetches some megabytes twice, and prints what it found as one line of JSON.  The
+survivor prints that as soon as it is connected, fetches, and prints it again: its line may be cut.
 """
 
 from __future__ import annotations
@@ -157,6 +159,21 @@ async def be_dialer(relay: str, target: PeerId, addrs: Sequence[str]) -> None:
         say(found)
 
 
+async def be_survivor(relay: str, target: PeerId, addrs: Sequence[str]) -> None:
+    """Fetch once, whatever happens to the line."""
+    async with network(relay) as (bridge, rpc, _):
+        bridge.add_addrs(target, addrs)
+        await bridge.connect(target, CONNECT_S)
+        direct_s = await _until_direct(bridge, target)
+        say(Dialed(how=_how(bridge, target), direct_s=direct_s))
+        try:
+            speed = await _fetch(rpc, target)
+        except PeerUnavailable as error:
+            say(Dialed(how="none", why=str(error)))
+        else:
+            say(Dialed(how=_how(bridge, target), mb_per_s=(speed,)))
+
+
 async def _until_direct(bridge: Bridge, peer: PeerId) -> float | None:
     """How long it takes until the connection is not relayed; None: too long."""
     began_s = time.monotonic()
@@ -169,6 +186,11 @@ async def _until_direct(bridge: Bridge, peer: PeerId) -> float | None:
 
 def _kind(bridge: Bridge, peer: PeerId) -> LinkKind | None:
     return next((link.kind for link in bridge.links() if link.peer == peer), None)
+
+
+def _how(bridge: Bridge, peer: PeerId) -> str:
+    kind = _kind(bridge, peer)
+    return kind.value if kind else "none"
 
 
 async def _fetch(rpc: Rpc, peer: PeerId) -> float:
@@ -193,6 +215,8 @@ def main(role: str, *given: str) -> None:
             asyncio.run(be_target(relay))
         case "dialer", (relay, peer, *addrs):
             asyncio.run(be_dialer(relay, PeerId(peer), addrs))
+        case "survivor", (relay, peer, *addrs):
+            asyncio.run(be_survivor(relay, PeerId(peer), addrs))
         case _:
             sys.exit(f"{__doc__}")
 

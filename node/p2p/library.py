@@ -42,7 +42,7 @@ MAX_STRANGERS = 64
 """Accepted connections that have not proved who they are: each may take ten seconds for it."""
 MAX_STRANGERS_AN_IP = 16
 """Of one address: a household, or a swarm in containers that starts at once."""
-DEAD_AFTER_S = 30
+DEAD_AFTER_S = 12
 """A connection that acknowledges nothing for so long is closed by the kernel.  A guess: longer
 than a node is stopped by a full disk or a suspended container, shorter than an exchange."""
 MAX_VALUES = 4096
