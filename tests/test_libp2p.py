@@ -23,7 +23,6 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from node.bridge import Bridge
 from node.p2p import library
@@ -563,7 +562,6 @@ async def test_providers_are_found_once_each_and_a_later_one_too() -> None:
 
 
 async def test_the_library_still_has_what_library_py_reaches_for() -> None:
-    assert "_read_data_body" in vars(Yamux)
     async with node(ALICE) as alice:
         dht = alice.bridge._host.dht._dht
         assert isinstance(dht, KadDHT)

@@ -22,7 +22,6 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP, TCPListener
@@ -193,11 +192,11 @@ class CountedTcp(TCP):
 
 
 class BoundedYamux(Yamux):
-    """Yamux that holds a peer to a bound.
+    """Yamux that holds a peer to bounds, and blames it when it breaks one.
 
     The library only warns when a peer sends more than its window, and keeps the bytes: a
-    hostile one fills the memory through any stream that nobody reads.  Here the connection is
-    closed at `MAX_UNREAD_BYTES`.  Can go when the library enforces windows.
+    hostile one fills the memory through any stream that nobody reads.  `node.p2p.yamux` closes
+    the connection at `MAX_UNREAD_BYTES`.  Can go when the library enforces windows.
     """
 
     async def accept_stream(self) -> IMuxedStream:
@@ -217,17 +216,7 @@ class BoundedYamux(Yamux):
         if isinstance(stream, CountedStream):  # else a relay's; the end of it is enough
             stream.transport.blame(self.peer_id, reason)
 
-    async def _read_data_body(self, length: int) -> bytes:
-        unread = sum(len(buffer) for buffer in self.stream_buffers.values())
-        if unread + length > MAX_UNREAD_BYTES:
-            self._blame(f"sent over {MAX_UNREAD_BYTES} bytes that nobody had room for")
-            raise trio.TooSlowError  # the one error at which the library closes the connection
-        body: bytes = await super()._read_data_body(length)
-        return body
 
-
-# `muxer_opt` is not looked at for Yamux: this name is what the library builds.
-muxer_multistream.Yamux = BoundedYamux  # type: ignore[attr-defined]
 # The library keeps 50,000 values of up to 1 MiB.
 value_store.MAX_VALUE_STORE_SIZE = MAX_VALUES  # type: ignore[attr-defined]
 
