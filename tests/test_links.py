@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from node.bridge import Bridge
-from node.p2p import relay
+from node.p2p import idle, relay
 from node.p2p.links import Kind
 from node.rpc import Rpc
 from protocol.envelope import Signer
@@ -158,3 +160,22 @@ async def test_a_dial_back_goes_through_no_relay_and_to_nobody_else() -> None:
         for wrong in (f"{addr}/p2p-circuit/p2p/{bob.peer}", addr):
             with pytest.raises(PeerUnavailable, match="no direct address of it"):
                 await alice.bridge.dial_back(bob.peer, wrong)
+
+
+async def test_who_was_dialled_by_a_lookup_alone_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(idle, "LOOK_S", 0.05)
+
+    async def lookup_dials(bridge: Bridge, other: Bridge) -> None:
+        (addr,) = other.addrs()
+        await bridge._host._network.dial_addr(Multiaddr(addr), ID.from_base58(CAROL.peer))
+
+    async with node(ALICE) as alice, node(BOB) as bob, node(CAROL) as carol, node(DAVE) as dave:
+        gone = asyncio.Event()
+        carol.bridge._on_peer = lambda peer, is_here: None if is_here else gone.set()
+        await alice.bridge.connect(bob.bridge.addrs()[0], 5)  # as we were told to
+        await dave.bridge.connect(alice.bridge.addrs()[0], 5)  # who dialled us
+        await alice.bridge.call(lookup_dials, alice.bridge, carol.bridge)
+        await gone.wait()
+        assert set(alice.bridge.connected()) == {bob.peer, dave.peer}

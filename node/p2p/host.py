@@ -31,6 +31,7 @@ from node.p2p.budget import Budgets
 from node.p2p.counters import Counters
 from node.p2p.dht import Dht
 from node.p2p.dialling import is_relayed, root
+from node.p2p.idle import hang_up_on_idle
 from node.p2p.links import Links
 from node.p2p.stack import new_host
 from node.p2p.streams import STREAM_ERRORS, Blamed
@@ -45,6 +46,9 @@ K = TypeVar("K")
 MAX_INBOUND = 4
 """Streams that a peer may have open to one lane.  It needs one; another may be opened before the
 end of the first has been noticed here."""
+MAX_WANTED = 256
+"""Peers kept connected although nothing passes: more than the addresses of tickets, relays and
+members of a view together."""
 TRIES = 3
 """Of a call whose stream breaks: a punched link, the relay it came through, another relay."""
 RETIRE_LOOK_S = 0.5
@@ -94,6 +98,8 @@ class Host:
         self._opening: dict[tuple[PeerId, Lane], trio.Lock] = {}
         self._inbound: Counter[tuple[PeerId, Lane]] = Counter()
         self._connecting: dict[PeerId, trio.Lock] = {}
+        self._wanted: dict[PeerId, None] = {}
+        """Peers that we were told to be connected to, the newest last."""
         self.addrs: tuple[str, ...] = ()
         """Where we listen, each with /p2p/ID at its end.  May be read from any thread."""
         self.connected: tuple[PeerId, ...] = ()
@@ -117,6 +123,7 @@ class Host:
             self.addrs = tuple(str(addr) for addr in self._host.get_addrs())
             self._network.register_notifee(_Notifee(self))
             async with self.dht.running(), self.links.running():
+                nursery.start_soon(hang_up_on_idle, self._network, self._is_wanted)
                 try:
                     yield
                 finally:
@@ -132,6 +139,10 @@ class Host:
         Raises:
             PeerUnavailable: no address of it answers as that peer, and why.
         """
+        self._wanted.pop(peer, None)
+        self._wanted[peer] = None
+        while len(self._wanted) > MAX_WANTED:
+            del self._wanted[next(iter(self._wanted))]
         with trio.move_on_after(deadline_s):
             async with _alone(self._connecting, peer):
                 await self.links.dialling.dial(peer)
@@ -145,6 +156,13 @@ class Host:
             await self._network.close_peer(ID.from_base58(peer))
             return
         await self._tcp.close_sockets_of([c for c in connections if not is_relayed(c)])
+
+    def _is_wanted(self, id: ID) -> bool:
+        """Whether we have something to do with a peer, or were told to."""
+        peer = PeerId(id.to_base58())
+        lanes = ((peer, lane) for lane in Lane)
+        is_used = any(key in self._streams or self._inbound[key] for key in lanes)
+        return is_used or peer in self._wanted or self.links.is_relay(peer)
 
     # --- calls -----------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ from protocol.ids import PeerId
 
 PUNCH_AGAIN_S = (5.0, 30.0, 120.0)
 """After a punch that failed: a busy moment may spoil one, but some routers allow none."""
+MAX_RELAYS = 8
+"""Remembered of those that take connections for us: two do, the others did."""
 OBSERVED_LOOK_S = 0.5
 """How often it is looked at what others observe; the library has no event for it."""
 
@@ -71,6 +73,7 @@ class Links:
         self._punch = Punch(
             host, lambda: library.observed(host), self.dialling.source, self._punching.add
         )
+        self._relays: dict[PeerId, None] = {}
         self._nursery: trio.Nursery
         self.all: tuple[Link, ...] = ()
         """By peer.  May be read from any thread."""
@@ -99,6 +102,10 @@ class Links:
         """Whether there is none but relayed connections to `peer`."""
         connections = self.dialling.connections(ID.from_base58(peer))
         return bool(connections) and is_relayed(connections[0])
+
+    def is_relay(self, peer: PeerId) -> bool:
+        """Whether it takes connections for us, or did lately."""
+        return peer in self._relays
 
     async def reserve(self, relay: PeerId) -> tuple[float, Sequence[str]]:
         """Let `relay`, which is connected directly, take connections for us.
