@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import socket
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 GROUP, SEARCH_PORT = "239.255.255.250", 1900
+LOOK_S = 0.1
+"""How often the threads look whether it is over."""
 LOOPBACK = "127.0.0.1"
 DEVICE = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
 SERVICE = "urn:schemas-upnp-org:service:WANIPConnection:1"
@@ -110,11 +115,15 @@ class FakeRouter:
 
             def log_message(self, *args: object) -> None: ...
 
-        with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server, search_socket() as search:
+        with (
+            alone(),
+            ThreadingHTTPServer((LOOPBACK, 0), Handler) as server,
+            search_socket() as search,
+        ):
             url = f"http://{LOOPBACK}:{server.server_port}/desc.xml"
             threads = [
                 threading.Thread(target=server.serve_forever, args=(0.05,)),
-                threading.Thread(target=answer_searches, args=(search, url)),
+                threading.Thread(target=answer_searches, args=(search, url, self._over)),
             ]
             for thread in threads:
                 thread.start()
@@ -123,10 +132,16 @@ class FakeRouter:
             finally:
                 self._over.set()
                 server.shutdown()
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-                    last.sendto(b"", search.getsockname())
                 for thread in threads:
                     thread.join()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One router on this machine at a time: two would answer each other's tests."""
+    with (Path(tempfile.gettempdir()) / "shoal-fake-router.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def error(code: int, text: str) -> str:
@@ -151,12 +166,14 @@ def search_socket() -> socket.socket:
     return made
 
 
-def answer_searches(search: socket.socket, url: str) -> None:
-    """Answer until an empty datagram comes."""
-    while True:
-        question, asker = search.recvfrom(2048)
-        if not question:
-            return
+def answer_searches(search: socket.socket, url: str, over: threading.Event) -> None:
+    """Answer until it is over."""
+    search.settimeout(LOOK_S)
+    while not over.is_set():
+        try:
+            question, asker = search.recvfrom(2048)
+        except TimeoutError:
+            continue
         if asker[0] == LOOPBACK and b"M-SEARCH" in question:
             answer = (
                 f"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=100\r\nST: {DEVICE}\r\n"

@@ -28,7 +28,6 @@ def multicast_works() -> bool:
 
 needs_multicast = [
     pytest.mark.libp2p,
-    pytest.mark.xdist_group("routers"),  # two fake ones at once would answer each other's tests
     pytest.mark.skipif(not multicast_works(), reason="this machine has no multicast on loopback"),
 ]
 
