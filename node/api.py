@@ -57,6 +57,18 @@ class Traffic(TypedDict):
     down: dict[str, int]
 
 
+class Reachable(TypedDict):
+    """How others get at this node, and what it does for them."""
+
+    verdict: str
+    """public, private or unknown."""
+    relays: list[str]
+    """Peers through which it is reached."""
+    circuits: int
+    """Half connections of others that pass through it now: two a connection."""
+    carried_bytes: int
+
+
 class Status(TypedDict):
     """What a node does now."""
 
@@ -68,6 +80,7 @@ class Status(TypedDict):
     """starting, training, finished, serving or leaving."""
     ticket: str
     addrs: list[str]
+    reachable: Reachable
     pid: int
     worker_pid: int | None
     round: int

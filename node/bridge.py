@@ -140,6 +140,10 @@ class Bridge:
         """How each connected peer is reached."""
         return self._host.links.all
 
+    def carried(self) -> tuple[int, int]:
+        """Circuits that are open through this node for others, and bytes of them so far."""
+        return self._host.links.carried
+
     def is_relayed(self, peer: PeerId) -> bool:
         """Whether a peer is reached through another, which is to be spared."""
         return any(link.peer == peer and link.kind is Kind.RELAYED for link in self.links())

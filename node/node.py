@@ -214,10 +214,20 @@ class Node:
             peer=self._signer.peer,
             name=self._config.name,
             addrs=self._addrs(),
+            reachable=self._reachable(),
             traffic=self._bridge.counters(),
             waits=self._waits,
             directory=self._directory,
             member=self.member,
+        )
+
+    def _reachable(self) -> api.Reachable:
+        circuits, carried = self._bridge.carried()
+        return api.Reachable(
+            verdict=self._reach.verdict,
+            relays=list(self._reach.relays),
+            circuits=circuits,
+            carried_bytes=carried,
         )
 
     def peers(self) -> Sequence[Mapping[str, object]]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from crdt.schema import Content
-from node.api import LinkTraffic, PeerStatus, Status
+from node.api import LinkTraffic, PeerStatus, Reachable, Status
 from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
@@ -37,6 +37,7 @@ def status_of(
     peer: PeerId,
     name: str,
     addrs: tuple[str, ...],
+    reachable: Reachable,
     traffic: Traffic,
     waits: Waits,
     directory: DataDir,
@@ -61,6 +62,7 @@ def status_of(
         state=journal.state if journal else "serving",
         ticket=str(with_addrs(member.held, addrs).ticket) if member else "",
         addrs=list(addrs),
+        reachable=reachable,
         pid=os.getpid(),
         worker_pid=training.learner.pid if training else None,
         round=journal.round if journal else 0,

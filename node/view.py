@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from node.api import PeerStatus, Status
+from node.api import PeerStatus, Reachable, Status
 from node.telemetry import short_peers
 from protocol.ids import short
 
@@ -31,6 +31,7 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         f"{nats(status['val']['end'])} now, nats/byte",
         "speed": f"{status['tokens_per_s']:.0f} tokens/s",
         "members": str(status["members"]),
+        "reachable": reachable(status["reachable"]),
         "partner": short(status["partner"] or "") or "none",
         "exchanges": f"{exchanges['made']} made, {exchanges['missed']} missed, "
         f"{exchanges['half']} half",
@@ -43,6 +44,15 @@ def status_table(status: Status, now_unix_s: float) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def reachable(found: Reachable) -> str:
+    """How others get at a node, and what it carries for them."""
+    through = ", ".join(short(relay) for relay in found["relays"])
+    told = f"{found['verdict']}, through {through}" if through else found["verdict"]
+    if found["carried_bytes"]:
+        told += f"; carried for others: {size(found['carried_bytes'])}"
+    return told
 
 
 def copied(status: Status) -> str:

@@ -22,6 +22,7 @@ def status(**changes: object) -> Status:
         "state": "training",
         "ticket": "shoal1abc",
         "addrs": [f"/ip4/127.0.0.1/tcp/4001/p2p/{ALICE}"],
+        "reachable": {"verdict": "unknown", "relays": [], "circuits": 0, "carried_bytes": 0},
         "pid": 10,
         "worker_pid": 11,
         "round": 7,

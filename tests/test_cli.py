@@ -14,7 +14,7 @@ from samples import CREATOR
 from status_sample import ALICE, BOB, FakeNode, rendered, status
 
 from node import cli, view
-from node.api import PeerStatus, serving
+from node.api import PeerStatus, Reachable, serving
 from node.handover import read_lines
 from protocol.ids import RunId, short
 from protocol.ticket import Ticket
@@ -146,6 +146,7 @@ def test_the_status_table_tells_a_friend_what_the_node_does() -> None:
         "validation  2.970 at the start, 2.250 now, nats/byte",
         "speed       6000 tokens/s",
         "members     4",
+        "reachable   unknown",
         f"partner     {BOB[-8:]}",
         "exchanges   5 made, 1 missed, 1 half",
         "sent        9.6 MiB payload, 8.8 KiB round, 4.9 KiB presence",
@@ -157,6 +158,23 @@ def test_the_status_table_tells_a_friend_what_the_node_does() -> None:
 def test_the_status_table_ends_with_what_the_operator_should_see_to() -> None:
     lines = rendered(view.status_table(status(trouble="the disk is full"), 1000.0))
     assert lines[-1] == "trouble     the disk is full"
+
+
+def test_how_a_node_is_reached_and_what_it_carries_is_told() -> None:
+    private: Reachable = {
+        "verdict": "private",
+        "relays": [ALICE, BOB],
+        "circuits": 0,
+        "carried_bytes": 0,
+    }
+    public: Reachable = {
+        "verdict": "public",
+        "relays": [],
+        "circuits": 2,
+        "carried_bytes": 3 << 20,
+    }
+    assert view.reachable(private) == f"private, through {ALICE[-8:]}, {BOB[-8:]}"
+    assert view.reachable(public) == "public; carried for others: 3.0 MiB"
 
 
 def test_the_swarm_table_calls_partners_by_name_and_names_what_each_waits_for() -> None:
@@ -203,12 +221,23 @@ def test_peers_are_shown_one_a_line() -> None:
         "loss": 5.5,
         "tokens_per_s": 6000.0,
         "addrs": [f"/ip4/127.0.0.1/tcp/1/p2p/{BOB}"],
+        "link": "punched",
+        "traffic": {
+            "rtt_ms": 41.2,
+            "up_per_s": 2.0 * 1024,
+            "down_per_s": 1.5 * 1024 * 1024,
+            "up": {},
+            "down": {},
+        },
         "tokens": 20480,
         "rounds": 2,
     }
     lines = rendered(view.peers_table([peer, {"peer": ALICE}]))
     assert [line.split() for line in lines[1:]] == [
-        f"{BOB[-8:]} node2 training 3 31 5.500 6000 20,480 alive /ip4/127.0.0.1/tcp/1".split(),
+        [
+            *(BOB[-8:], "node2", "training", "3", "31", "5.500", "6000", "20,480", "punched"),
+            *("41", "ms", "2.0", "KiB/s", "1.5", "MiB/s", "alive", "/ip4/127.0.0.1/tcp/1"),
+        ],
         [ALICE[-8:], "0.000", "0", "0"],
     ]
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import pytest
 import trio
 from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as WirePeerId
+from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP
+from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_msg
 from multiaddr import Multiaddr
 
 from node.bridge import Bridge
@@ -160,6 +164,21 @@ async def test_a_dial_back_goes_through_no_relay_and_to_nobody_else() -> None:
         for wrong in (f"{addr}/p2p-circuit/p2p/{bob.peer}", addr):
             with pytest.raises(PeerUnavailable, match="no direct address of it"):
                 await alice.bridge.dial_back(bob.peer, wrong)
+
+
+async def test_nobody_reserves_in_the_name_of_others() -> None:
+    async def reserve_for_dave(bridge: Bridge) -> None:
+        stream = await bridge._host._host.new_stream(ID.from_base58(CAROL.peer), [HOP])
+        dave = WirePeerId(id=ID.from_base58(DAVE.peer).to_bytes())
+        await write_delimited_msg(stream, HopMessage(type=HopMessage.RESERVE, peer=dave))
+        await read_delimited_msg(stream, HopMessage)
+
+    async with node(BOB) as bob, node(CAROL) as carol:
+        carol.bridge.be_public(True, 1000.0)
+        await bob.bridge.connect(carol.bridge.addrs()[0], 5)
+        await bob.bridge.call(reserve_for_dave, bob.bridge)
+        held = carol.bridge._host.links.relay.resource_manager._reservations
+        assert list(held) == [ID.from_base58(BOB.peer)]
 
 
 async def test_who_was_dialled_by_a_lookup_alone_is_hung_up_on(

@@ -103,6 +103,11 @@ class Links:
         connections = self.dialling.connections(ID.from_base58(peer))
         return bool(connections) and is_relayed(connections[0])
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Circuits open through this node, and bytes carried for others.  From any thread."""
+        return self.relay.circuits, self.relay.bytes
+
     def is_relay(self, peer: PeerId) -> bool:
         """Whether it takes connections for us, or did lately."""
         return peer in self._relays

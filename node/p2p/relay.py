@@ -146,6 +146,11 @@ class Relay(CircuitV2Protocol):
 
     # --- as a relay -------------------------------------------------------------------------
 
+    async def _handle_reserve(self, stream: INetStream, msg: HopMessage) -> None:
+        """As the library, but only for who asks: else one peer could take all places."""
+        msg.ClearField("peer")
+        await super()._handle_reserve(stream, msg)
+
     async def _relay_data(
         self,
         src_stream: INetStream,
