@@ -36,8 +36,9 @@ class NodeConfig:
     """Key, records, blobs, snapshots and sockets of this node; one node at a time."""
     cache_dir: Path
     """Fetched corpora; several nodes may share it."""
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
-    """Where to listen; port 0: any free one.  4001 is libp2p's usual port."""
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
+    """Where to listen; port 0: any free one.  4001 is libp2p's usual port.  /ip6/:: is left out
+    where there is no IPv6."""
     announce: tuple[str, ...] = ()
     """Published instead of the bound addresses, where those are not what others can reach."""
     reachable: str = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ ALICE, BOB, CAROL, DAVE = (Signer(bytes([n]) * 32) for n in range(1, 5))
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 PIECE = random.Random(3).randbytes(300_000)
 CALL = FetchCall(RunId(bytes(32)), Digest(bytes(32)), 0, len(PIECE))
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,20 @@ async def test_a_dial_back_goes_through_no_relay_and_to_nobody_else() -> None:
                 await alice.bridge.dial_back(bob.peer, wrong)
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_peers_of_ipv6_are_seen_at_their_addresses() -> None:
+    here = asyncio.Event()
+    async with (
+        Bridge(ALICE, listen=["/ip6/::1/tcp/0"], on_peer=lambda *_: here.set()) as alice,
+        node(BOB) as bob,
+    ):
+        (addr,) = alice.addrs()
+        assert await bob.bridge.connect(addr, 5) == ALICE.peer
+        await here.wait()
+        assert f"{bob.bridge.links()[0].addr}/p2p/{ALICE.peer}" == addr
+        assert [link.addr.split("/")[1:3] for link in alice.links()] == [["ip6", "::1"]]
+
+
 async def test_nobody_reserves_in_the_name_of_others() -> None:
     async def reserve_for_dave(bridge: Bridge) -> None:
         stream = await bridge._host._host.new_stream(ID.from_base58(CAROL.peer), [HOP])
@@ -192,7 +216,7 @@ async def test_who_was_dialled_by_a_lookup_alone_is_hung_up_on(
 
     async with node(ALICE) as alice, node(BOB) as bob, node(CAROL) as carol, node(DAVE) as dave:
         gone = asyncio.Event()
-        carol.bridge._on_peer = lambda peer, is_here: None if is_here else gone.set()
+        alice.bridge._on_peer = lambda peer, is_here: None if is_here else gone.set()
         await alice.bridge.connect(bob.bridge.addrs()[0], 5)  # as we were told to
         await dave.bridge.connect(alice.bridge.addrs()[0], 5)  # who dialled us
         await alice.bridge.call(lookup_dials, alice.bridge, carol.bridge)

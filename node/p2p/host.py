@@ -80,7 +80,7 @@ class Host:
     ) -> None:
         self.counters = Counters()
         self._budgets = budgets
-        self._listen = [listen_addr(addr) for addr in listen]
+        self._listen = [a for a in map(listen_addr, listen) if library.is_possible(a)]
         self._handler = handler
         self._events = events
         self._tcp = library.CountedTcp(self.counters)

@@ -67,6 +67,7 @@ class CountedStream(ReadWriteCloser):
         self.closed: Callable[[], None] = lambda: None
         """Called when it is closed."""
         self._ahead = b""
+        self._remote = _remote(inner)
         transport.open.add(self)
 
     async def write(self, data: bytes) -> None:
@@ -93,8 +94,8 @@ class CountedStream(ReadWriteCloser):
             self.closed()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """The other end's address and port."""
-        return self._inner.get_remote_address()
+        """The other end's address and port; the library knows none of IPv6."""
+        return self._remote
 
 
 class Strangers:
@@ -289,6 +290,18 @@ def quiet_loggers() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def is_possible(addr: Multiaddr) -> bool:
+    """Whether this machine can listen there; asked of all addresses of IPv6 only."""
+    if not str(addr).startswith("/ip6/::/"):
+        return True
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
 def port_is_taken(host: str, port: int) -> bool:
     """Whether another socket listens there.
 
@@ -305,6 +318,14 @@ def port_is_taken(host: str, port: int) -> bool:
                 return True
             raise
     return False
+
+
+def _remote(stream: ReadWriteCloser) -> tuple[str, int] | None:
+    try:
+        ip, port = stream.stream.socket.getpeername()[:2]  # type: ignore[attr-defined]
+    except OSError:  # it has ended already
+        return None
+    return ip.removeprefix("::ffff:"), port  # an IPv4 peer at a socket for both
 
 
 def _watch(stream: ReadWriteCloser) -> None:
