@@ -171,6 +171,10 @@ class Bridge:
         """
         await self.call(self._host.links.dialling.dial_back, peer, addr)
 
+    async def hang_up(self, peer: PeerId) -> None:
+        """End the connection of a dial back, unless more than that dial goes over it by now."""
+        await self.call(self._host.links.dialling.hang_up, peer)
+
     def be_public(self, is_public: bool, relay_mbit: float) -> None:
         """Strangers reach this node, or do not.
 

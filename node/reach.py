@@ -75,7 +75,7 @@ class Bridge(Protocol):
 
     async def dial_back(self, peer: PeerId, addr: str) -> None: ...
 
-    async def disconnect(self, peer: PeerId) -> None: ...
+    async def hang_up(self, peer: PeerId) -> None: ...
 
     def be_public(self, is_public: bool, relay_mbit: float) -> None: ...
 
@@ -277,8 +277,7 @@ class Reach:
         except (PeerUnavailable, RemoteProtocolError) as error:
             raise Refused(UNREACHED, error.reason[:200]) from error
         finally:
-            with contextlib.suppress(PeerUnavailable):
-                await self._bridge.disconnect(call.peer)
+            await self._bridge.hang_up(call.peer)
         return rpc.Done()
 
     async def _seen(self, peer: PeerId, call: SeenCall) -> rpc.Done:

@@ -290,7 +290,7 @@ NO_DELAY, HOME = 0.0, 10.0
         ("cone none", NO_DELAY, "direct"),
         ("fullcone none", NO_DELAY, "direct"),
         ("lan2", NO_DELAY, "direct"),
-        ("none cone", HOME, "punched"),
+        ("none cone", HOME, "direct or punched"),
         ("fw fw", HOME, "punched"),
         ("cone cone", NO_DELAY, "punched"),
         ("cone cone", HOME, "punched"),
@@ -303,7 +303,7 @@ NO_DELAY, HOME = 0.0, 10.0
 async def test_a_pair_is_connected(kinds: str, delay_ms: float, how: str) -> None:
     pair = tuple(Kind(kind) for kind in kinds.split())
     outcome = await try_pair(pair, delay_ms=delay_ms, rate_mbit=0)
-    assert outcome.dialed.how == how, outcome
+    assert outcome.dialed.how in how.split(" or "), outcome
     carried_by_relay = sum(outcome.dialed.mb_per_s) and outcome.relay_bytes > 16_000_000
     assert carried_by_relay == (how == "relayed"), outcome
 

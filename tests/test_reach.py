@@ -86,7 +86,7 @@ class Face:
             raise PeerUnavailable(peer, "no answer")
         self.net.link(self.me.peer, peer)
 
-    async def disconnect(self, peer: PeerId) -> None:
+    async def hang_up(self, peer: PeerId) -> None:
         self.me.peers.discard(peer)
         self.net.hosts[peer].peers.discard(self.me.peer)
 

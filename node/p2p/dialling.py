@@ -37,6 +37,8 @@ DIAL_ADDR_S = 5.0
 of links, less than a person waits."""
 CIRCUIT_S = 10.0
 """The same through a relay that may have to be dialled first."""
+HANG_UP_S = 0.5
+"""What saying goodbye after a dial back may take."""
 STAGGER_S = 0.25
 """Between the beginnings of two dials; RFC 8305 recommends it."""
 RELAY_AFTER_S = 0.5
@@ -56,6 +58,7 @@ class Dialling:
         self._network = network
         self._relay = relay
         self._addrs: dict[PeerId, list[Multiaddr]] = {}
+        self._dialled_back: dict[PeerId, INetConn] = {}
         self.is_public = False
         """Strangers reach us: dials need not leave from the listening port."""
 
@@ -111,9 +114,16 @@ class Dialling:
             raise PeerUnavailable(peer, "is connected, so a dial would prove nothing")
         try:
             with trio.fail_after(DIAL_ADDR_S):
-                await self._network.dial_addr(target, id)
+                self._dialled_back[peer] = await self._network.dial_addr(target, id)
         except (*_FAILURES, trio.TooSlowError) as error:
             raise PeerUnavailable(peer, root(error)) from error
+
+    async def hang_up(self, peer: PeerId) -> None:
+        """End the connection of a dial back, unless more than that dial goes over it by now."""
+        connection = self._dialled_back.pop(peer, None)
+        if connection is not None and len(connection.get_streams()) <= 1:
+            with trio.move_on_after(HANG_UP_S):
+                await connection.close()
 
     def source(self) -> tuple[str, int]:
         """Our listening port on whichever address the kernel chooses; 0: there is none."""

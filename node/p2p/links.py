@@ -69,6 +69,9 @@ class Links:
         self.relay = Relay(host, self._came_relayed)
         self._punching: set[ID] = set()
         """Peers to whom a hole was dug: whatever direct connection there is, it is through that."""
+        self._came: set[ID] = set()
+        """Peers that have dialled us through a relay."""
+        self._upgrading: set[ID] = set()
         self.dialling = Dialling(me, host, network, self.relay)
         self._punch = Punch(
             host, lambda: library.observed(host), self.dialling.source, self._punching.add
@@ -146,10 +149,13 @@ class Links:
         for link in self.all:
             if before.get(link.peer) != link:
                 self._changed(link.peer)
+            if link.kind is Kind.RELAYED and before.get(link.peer, link).kind is not Kind.RELAYED:
+                self._begin_upgrade(ID.from_base58(link.peer))  # a direct connection has ended
 
     def left(self, id: ID) -> None:
         """The last connection to a peer is gone."""
         self._punching.discard(id)
+        self._came.discard(id)
         self.relay.forget(id)
 
     def _link(self, peer: PeerId) -> Link | None:
@@ -165,10 +171,19 @@ class Links:
 
     def _came_relayed(self, id: ID) -> None:
         """A peer dialled us through a relay: get off it."""
-        self._nursery.start_soon(self._upgrade, id)
+        self._came.add(id)
+        self._begin_upgrade(id)
+
+    def _begin_upgrade(self, id: ID) -> None:
+        if id in self._came and id not in self._upgrading:
+            self._upgrading.add(id)
+            self._nursery.start_soon(self._upgrade, id)
 
     async def _upgrade(self, id: ID) -> None:
-        for again_s in (*PUNCH_AGAIN_S, 0.0):
-            if not self.is_relayed(PeerId(id.to_base58())) or await self._punch.punch(id):
-                return
-            await trio.sleep(again_s)
+        try:
+            for again_s in (*PUNCH_AGAIN_S, 0.0):
+                if not self.is_relayed(PeerId(id.to_base58())) or await self._punch.punch(id):
+                    return
+                await trio.sleep(again_s)
+        finally:
+            self._upgrading.discard(id)
