@@ -145,6 +145,7 @@ async def test_a_reservation_ends_with_its_connection() -> None:
         await gone.wait()
         with pytest.raises(PeerUnavailable, match="no reservation"):
             await alice.bridge.connect(bob.peer, 5)
+        assert carol.bridge._host.links.relay.resource_manager._reservations == {}  # a free place
 
 
 async def test_a_relay_that_goes_silent_costs_a_call_its_deadline_and_no_more() -> None:
