@@ -272,11 +272,13 @@ class Host:
         if not is_shoal_id(peer):
             self._nursery.start_soon(self._network.close_peer, id)
             return
-        if peer not in self.connected:
+        is_new = peer not in self.connected
+        if is_new:
             self.connected = tuple(sorted((*self.connected, peer)))
+        self.links.look(self.connected)
+        if is_new:
             self._events.connected(peer)
             self._nursery.start_soon(self.dht.add_peer, id)
-        self.links.look(self.connected)
 
     def peer_left(self, id: ID) -> None:
         """A connection was closed; it may not have been the last."""
