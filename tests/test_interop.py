@@ -106,7 +106,7 @@ async def test_we_dial_go_by_its_multiaddr(tmp_path: Path) -> None:
     async with node() as we, p2pd.daemon(tmp_path, "-dhtServer") as go:
         addr = f"{Multiaddr(go.addrs[0])}/p2p/{go.peer}"
         assert await we.bridge.connect(addr, 5) == go.peer
-        while await go.peers() != {ME.peer}:  # it may learn of it a moment after us
+        while await go.peers() != {ME.peer}:  # noqa: ASYNC110  it learns of us a moment later
             await asyncio.sleep(0.01)
 
 
