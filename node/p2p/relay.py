@@ -36,6 +36,8 @@ RESERVATIONS = 128
 connection of some 50 KB."""
 RESERVATION_S = 600
 """A reservation is renewed in half of it; a relay that restarted is noticed by then at last."""
+LEAST_S = 60.0
+"""What a reservation is taken to last at least, lest a wrong clock makes us ask all the time."""
 CIRCUITS_A_PEER = 16
 """Circuits to one reserved peer at once: those that it trains with in a round, and joiners."""
 CIRCUIT_BYTES = 1 << 30
@@ -111,7 +113,8 @@ class Relay(CircuitV2Protocol):
             BaseLibp2pError, trio.TooSlowError, OSError: it is gone.
         """
         answer = await self._ask(relay, HopMessage(type=HopMessage.RESERVE), ANSWER_S)
-        return max(1.0, answer.reservation.expire - time.time())
+        left_s = answer.reservation.expire - time.time()
+        return min(max(left_s, LEAST_S), RESERVATION_S)  # the relay's clock may be another
 
     async def dial(self, relay: ID, target: ID) -> INetConn:
         """A connection to `target` through the connected `relay`.
