@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from crdt.author import MAX_JUMP, Author
 from crdt.membership import ANSWERING, TRAINING, Standing, candidates, standings
@@ -32,6 +31,7 @@ from node.exchange import Exchange
 from node.founding import HeldRun
 from node.journal import Journal
 from node.keys import DataDir
+from node.materials import first_contact, worker_setup
 from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
@@ -43,10 +43,9 @@ from node.telemetry import Waits
 from node.training import Training
 from protocol.algorithms import SpsaConfig
 from protocol.envelope import Signer
-from protocol.errors import ConfigError
 from protocol.ids import PeerId, Round, short
 from protocol.messages import Checkpoint
-from protocol.spec import BlobRef, RunSpec, SignedSpec
+from protocol.spec import RunSpec
 from trainers.events import Received
 
 log = logging.getLogger(__name__)
@@ -129,7 +128,7 @@ class Member:
                 self._serve(self.records)
                 tasks.create_task(self.records.run(), name="records")
                 tasks.create_task(self.presence.run(), name="presence")
-                self.training = self._new_training(spec, await self._files(spec))
+                self.training = self._new_training(spec, await self._setup())
                 self._candidates_changed()
                 await self.training.run(is_new=self.held.is_new)
         finally:
@@ -155,24 +154,11 @@ class Member:
     async def _spec(self) -> RunSpec:
         """From disk, or from the first member that proves to be one."""
         if self.held.signed is None:
-            self.held = HeldRun(self.held.ticket, await self._first_contact())
-            founding.save(self.held, self._world.directory)
+            world = self._world
+            signed = await first_contact(self.held, world.config, self._discovery, world.waits)
+            self.held = HeldRun(self.held.ticket, signed)
+            founding.save(self.held, world.directory)
         return self.held.spec()
-
-    async def _first_contact(self) -> SignedSpec:
-        deadline_s = self._world.config.first_contact_s
-        addrs = (*self.held.ticket.addrs, *self._world.config.bootstrap)
-        try:
-            with self._world.waits.on("the run's spec", ", ".join(addrs), deadline_s):
-                async with asyncio.timeout(deadline_s):
-                    return await self._discovery.spec()
-        except TimeoutError:
-            raise ConfigError(
-                f"ticket: no member of run {short(self.held.run)} answered within "
-                f"{deadline_s:g} s at {' or '.join(addrs)}, expected one that does; is its node "
-                "running, and is its port open to this machine? the lines above say why each "
-                "dial failed"
-            ) from None
 
     def _new_records(self, spec: RunSpec) -> Records:
         world = self._world
@@ -187,7 +173,7 @@ class Member:
             replica=Replica(self.held.run, reserved=(self._me, spec.creator)),
             files=RecordFiles(world.directory.records),
             rpc=world.rpc,
-            peers=lambda: [presence.peer for presence in self.presence.live()],
+            peers=self._live_peers,
             changed=lambda authors: self._candidates_changed(),
             blame=self.blame,
             waits=world.waits,
@@ -213,43 +199,17 @@ class Member:
         self.services.serve_on(self._world.rpc)
         self._discovery.announce()
 
-    async def _files(self, spec: RunSpec) -> wire.Setup:
-        """Fetch what the worker needs, and say where it lies."""
-        world, data = self._world, spec.data
-        own = [str(path) for path in world.config.own_data]
-        if data.corpus is None and not own:
-            raise ConfigError(
-                "own_data is empty, but in this run each peer trains on text of its own; "
-                'name your files in node.toml: own_data = ["PATH"]'
-            )
-        tokenizer = await self._blob("the tokenizer", data.tokenizer)
-        validation = await self._blob("the validation text", data.validation)
-        if data.corpus is not None:
-            if own:
-                log.warning("own_data is not used: this run has a corpus, the same for all")
-            own = [str(await self._blob("the corpus", data.corpus))]
-        assert self.held.signed is not None
-        return wire.Setup(
-            spec_body=self.held.signed.body,
-            peer=self._me,
-            tokenizer=str(tokenizer),
-            validation=str(validation),
-            corpus=tuple(own),
-            directory=str(world.directory.worker),
-            device=world.config.device,
-            threads=world.config.threads,
-            nice=world.config.nice,
-        )
-
-    async def _blob(self, what: str, ref: BlobRef) -> Path:
+    async def _setup(self) -> wire.Setup:
+        """What the worker starts from, fetched if it is not here."""
         world = self._world
-        return await joining.fetch_blob(
-            what,
-            ref,
-            run=self.held.run,
+        return await worker_setup(
+            self.held,
+            self._me,
+            config=world.config,
+            directory=world.directory,
             store=world.store,
             caller=world.rpc,
-            peers=lambda: [presence.peer for presence in self.presence.live()],
+            peers=self._live_peers,
             waits=world.waits,
         )
 
@@ -310,6 +270,9 @@ class Member:
             loss=progress.loss if progress else 0.0,
             decisions=journal.decisions,
         )
+
+    def _live_peers(self) -> list[PeerId]:
+        return [presence.peer for presence in self.presence.live()]
 
     def standings(self) -> tuple[tuple[PeerId, str], ...]:
         """Every other peer that is known of, and why it is or is not trained with."""
