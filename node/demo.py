@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from node.local_swarm import ROOT, Child, LocalSwarm, NodeFailed
 from node.measuring import measure
 from node.report import Measured, NodeResult, Report
 from node.run_file import NamedCorpus, RunDraft, read_run_file
-from node.signals import INTERRUPTED, on_stop
+from node.signals import INTERRUPTED, run_until_stop
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -113,10 +113,10 @@ def main(options: Options) -> int:
     baseline = None
     with _directory(options.keep) as root:
         try:
-            outcome = _run(_train(options, draft, root, console))
+            outcome = run_until_stop(_train(options, draft, root, console))
             if options.baseline and not outcome.failure:
                 console.print("one node alone, the same steps:")
-                baseline = _run(
+                baseline = run_until_stop(
                     _train(alone, replace(draft, min_members=1), root / "alone", console)
                 )
         except asyncio.CancelledError:
@@ -157,25 +157,6 @@ def _directory(keep: Path | None) -> Iterator[Path]:
         raise ConfigError(f"{keep}: is in use, expected a new or empty directory; give another")
     keep.mkdir(parents=True, exist_ok=True)
     yield keep.absolute()
-
-
-def _run(work: Coroutine[object, object, T]) -> T:
-    """`work` to its end, cancelled by the first signal to stop; further ones do nothing."""
-
-    async def until_signal() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        received: list[bool] = []
-
-        def cancel() -> None:
-            if not received:
-                task.cancel()
-            received.append(True)
-
-        on_stop(cancel)
-        return await work
-
-    return asyncio.run(until_signal())
 
 
 def _report(outcome: _Outcome, baseline: _Outcome | None) -> Report:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -99,6 +101,21 @@ async def test_who_has_not_reserved_is_not_reached_and_the_reason_is_said() -> N
         alice.bridge.add_addrs(BOB.peer, [f"{addr}/p2p-circuit/p2p/{BOB.peer}"])
         with pytest.raises(PeerUnavailable, match="the relay refused: no reservation"):
             await alice.bridge.connect(BOB.peer, 5)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "expected_s"), [(1e6, relay.LEAST_S), (-1e6, float(relay.RESERVATION_S))]
+)
+async def test_a_wrong_clock_makes_a_reservation_neither_endless_nor_over_at_once(
+    ahead_s: float, expected_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours is that far ahead of the relay's."""
+    now_s = time.time
+    monkeypatch.setattr(relay, "time", SimpleNamespace(time=lambda: now_s() + ahead_s))
+    async with node(BOB) as bob, node(CAROL) as carol:
+        carol.bridge.be_public(True, 1000.0)
+        await bob.bridge.connect(carol.bridge.addrs()[0], 5)
+        assert (await bob.bridge.reserve(carol.peer))[0] == expected_s
 
 
 async def test_who_is_no_relay_takes_no_reservation() -> None:

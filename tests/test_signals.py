@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from node import api, bridge, local_swarm, node, worker_life
-from node.signals import on_stop
+from node.signals import on_stop, run_until_stop
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -35,6 +35,23 @@ async def test_what_nohup_started_outlives_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     on_stop(lambda: None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_the_first_signal_ends_work_in_good_order_and_a_second_does_not_cut_that_short() -> None:
+    tidied: list[str] = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+            tidied.append("all of it")
+
+    with pytest.raises(asyncio.CancelledError):
+        run_until_stop(work())
+    assert tidied == ["all of it"]
 
 
 def test_the_deadlines_of_an_end_add_up_to_less_than_three_seconds() -> None:

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from node.natlab.commands import LabFailed, check_machine
 from node.natlab.lab import Lab, enter
 from node.natlab.plan import kind_of
 from node.natlab.rules import Kind
-from node.signals import INTERRUPTED, on_stop
+from node.signals import INTERRUPTED, run_until_stop
 from protocol.errors import ConfigError
 
 OPERATOR = 2
@@ -38,7 +37,9 @@ def main() -> int:
         if given.command == "exec":
             _execute(given.machine, given.words)
         work = {"up": _up, "down": _down, "matrix": _matrix, "training": _training}[given.command]
-        return _until_signal(work(given))
+        return run_until_stop(work(given))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     except (ConfigError, LabFailed, NodeFailed) as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
         return OPERATOR if isinstance(error, ConfigError) else 1
@@ -73,28 +74,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_line_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, default=0, metavar="MS", help="one way, per uplink")
     parser.add_argument("--rate", type=float, default=0, metavar="MBIT", help="per uplink; 0: any")
-
-
-def _until_signal(work: Coroutine[object, object, int]) -> int:
-    """`work` to its end, cancelled by the first signal to stop; further ones do nothing."""
-
-    async def run() -> int:
-        task = asyncio.current_task()
-        assert task is not None
-        received: list[bool] = []
-
-        def cancel() -> None:
-            if not received:
-                task.cancel()
-            received.append(True)
-
-        on_stop(cancel)
-        return await work
-
-    try:
-        return asyncio.run(run())
-    except asyncio.CancelledError:
-        return INTERRUPTED
 
 
 async def _up(given: argparse.Namespace) -> int:
