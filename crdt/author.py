@@ -12,13 +12,20 @@ from dataclasses import dataclass
 
 from crdt import document
 from crdt.record import Entry, Record, first_entry, next_entry
-from crdt.schema import Content, keyed
+from crdt.schema import Content
+from crdt.values import keyed
 from protocol.envelope import Signer
 from protocol.errors import Malformed
 from protocol.ids import RunId
 
 MAX_JUMP = 1 << 20
 """Two jumps from one epoch meet once in a million times; 2**28 jumps reach the last epoch."""
+SOFT_RECORD_BYTES = 1880
+"""A record that would pass this goes on in a new epoch, long before the limits of the wire ask
+for it: 32 records with all that is around them stay below 64 KiB."""
+TAIL_SHARE = 4
+"""A content whose snapshot alone is about as large, for it blames many, may have a tail of a
+quarter of it: else each round would send all of it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +60,12 @@ class Author:
         if not update:
             return None
         entry = next_entry(self.signer, self.run, record.chain[-1], update)
-        return entry or self._opening(record.epoch + 1, content)
+        size_bytes = record.size_bytes + entry.size_bytes if entry else 0
+        if entry and size_bytes <= SOFT_RECORD_BYTES:
+            return entry
+        opening = self._opening(record.epoch + 1, content)
+        is_cheaper = size_bytes * TAIL_SHARE > opening.size_bytes * (TAIL_SHARE + 1)
+        return opening if entry is None or is_cheaper else entry
 
     def _opening(self, epoch: int, content: Content) -> Entry:
         snapshot = document.written((), keyed(content), client_id=self.client_id)

@@ -27,10 +27,14 @@ from pycrdt import Doc, Map
 
 from protocol.errors import Malformed
 
-ROOT = "record"
+ROOT = "r"
+"""One letter: the name is in every value that is set."""
 MAX_CLOCK = 1 << 31
 """Ranges end below this: no sum of two overflows yrs's 32 bits."""
 MAX_CLIENT = 1 << 53
+MAX_CLIENTS = 1
+"""Whose items are in one update: `written` adds those of one start of a process.  A thousand
+clients that set one key at once cost 46 ms, for each finds its place among the others."""
 
 _KIND = 0x1F
 _ANY = 8
@@ -117,7 +121,7 @@ def _check_shape(update: bytes) -> None:
     """Refuse all that is no update of one map of byte strings, before yrs reads it."""
     reader = _Reader(update)
     try:
-        for _ in range(reader.count()):
+        for _ in range(reader.number(MAX_CLIENTS)):
             items = reader.count(1)  # yrs panics on a client without items that it knows
             reader.number(MAX_CLIENT)
             reader.number(MAX_CLOCK)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from crdt.schema import Content, NoView, View
+from protocol.algorithms import DilocoConfig, SpsaConfig, SyncConfig, TrainerConfig
 from protocol.ids import PeerId
 from protocol.messages import Presence
 
@@ -28,8 +29,22 @@ class Standing:
 
 
 TRAINING = ("training",)
-ANSWERING = ("training", "finished")
-"""In spsa who has finished still adds what others measure, and gives what they lack."""
+GROUPED = ("training", "paused")
+"""Who averages in a group is led on by whoever has the roster, and that one may have paused by
+then; asked to contribute, it says that it will not."""
+ANSWERING = ("training", "paused", "finished")
+"""In spsa who trains no more still adds what others measure, and gives what they lack."""
+
+
+def states_of(trainer: TrainerConfig | None) -> tuple[str, ...]:
+    """What a member does that this trainer exchanges with."""
+    match trainer:
+        case DilocoConfig() | SyncConfig():
+            return GROUPED
+        case SpsaConfig():
+            return ANSWERING
+        case _:
+            return TRAINING
 
 
 def standings(

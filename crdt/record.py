@@ -80,6 +80,11 @@ class Entry:
         """The entry's name: the hash of all its bytes, signature included."""
         return digest_of(codec.encode(self))
 
+    @property
+    def size_bytes(self) -> int:
+        """As it travels and lies on disk."""
+        return len(codec.encode(self))
+
     def verify(self, run: RunId) -> None:
         """Check that its author signed it in `run`.
 
@@ -165,6 +170,12 @@ class Record:
         if not self.chain:
             return Head(self.author, 0, 0, NO_PREVIOUS)
         return Head(self.author, self.epoch, self.chain[-1].seq, self.chain[-1].digest)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the chain or the proof, as it travels and lies on disk."""
+        proof = len(codec.encode(self.proof)) if self.proof else 0
+        return proof + sum(entry.size_bytes for entry in self.chain)
 
     @property
     def updates(self) -> tuple[bytes, ...]:

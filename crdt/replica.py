@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from crdt.record import Entry, Head, Proof, Record
-from crdt.schema import NoView, View, view
+from crdt.schema import NoView, View
+from crdt.values import view
 from protocol import codec
 from protocol.ids import Digest, PeerId, RunId, digest_of
 
@@ -101,7 +102,8 @@ class Replica:
                 one, other = record.proof.first, record.proof.second
                 self._views[author] = NoView(
                     f"equivocated in epoch {one.epoch}: two chains with the entries "
-                    f"{one.seq} and {other.seq}"
+                    f"{one.seq} and {other.seq}",
+                    is_frozen=True,
                 )
         return self._views[author]
 

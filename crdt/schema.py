@@ -1,31 +1,26 @@
-"""What a record says: the only file that knows its keys.
+"""What a record says: typed, bounded, and small whatever the number of rounds.
 
-    "member"             Member        who the author is and whether it takes part
-    "progress"           Progress      its last closed round
-    "totals"             Totals        its contribution so far
-    "closed/<round>"     ClosedRound   of the last 8 rounds
-    "checkpoint/<round>" Checkpoint    of the newest 3 that it serves
-    "blame/<peer>"       BlamedPeer    of at most 16 peers that broke the protocol towards it
-    "control"            Control       what the creator wants; no node writes or obeys it yet
+    Member        who the author is and whether it takes part
+    Progress      its last closed round
+    Totals        its contribution so far, instead of a history
+    ClosedRound   of the last 4 rounds
+    Checkpoint    of the newest 3 that it serves
+    BlamedPeer    of at most 16 peers that broke the protocol towards it
+    Control       what the creator wants
 
-Each value is the codec's encoding of the class, so that types, ranges and the one spelling of
-a value are checked where all messages are, and neither pycrdt's floats nor its order of keys
-comes further than here.  Everything is a claim of the author about itself.  It is written
-at most once a round; live telemetry is presence, not record.
-
-A content that does not read is a `NoView` with a reason, never an exception and never half
-of a content.
+How they lie in the author's document is in `crdt.values`.  Everything is a claim of the author
+about itself; what its partners' records say of it is in `node.contributions`.  It is written at
+most once a round; live telemetry is presence, not record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from crdt import document
-from protocol import check, codec
-from protocol.errors import Malformed
+from protocol import check
+from protocol.changes import MAX_CHANGES, Change
 from protocol.ids import Digest, PeerId, Round
 from protocol.limits import MAX_ROUND, MAX_TOKENS
 from protocol.messages import Checkpoint
@@ -33,16 +28,14 @@ from protocol.messages import Checkpoint
 MAX_NAME_BYTES = 64
 MAX_CAPABILITIES = 16
 MAX_CAPABILITY_BYTES = 32
-MAX_CLOSED = 8
-"""A partner that restarts looks this far back for what it decided; presence has the last 4."""
+MAX_CLOSED = 4
+"""Enough for two partners' records to speak of the same round although one of them is a round or
+two behind in being passed on; what was decided about an exchange is in presence, of 4 as well."""
 MAX_CHECKPOINTS = 3
 MAX_BLAMED = 16
 MAX_REASON_BYTES = 128
 MAX_LOSS = 1e6
-MAX_KEY_BYTES = 80
-"""Of the longest key, "blame/" and a peer id of 52 characters, with room to spare."""
-MAX_VALUE_BYTES = 1024
-"""Of the largest value, a member with all its capabilities: 628 bytes."""
+NOTHING_COUNTED = Round(0)
 STATUSES = ("joined", "finished", "left")
 
 
@@ -101,11 +94,36 @@ class Totals:
     alone: int = 0
     half: int = 0
     """Of those alone: the partner may have applied the exchange."""
+    counted_to: Round = NOTHING_COUNTED
+    """Rounds below this one are in these sums.  One that is trained again, for a crash lost what
+    it had brought, is not counted again."""
 
     def __post_init__(self) -> None:
         check.integer("totals.tokens", self.tokens, 0, MAX_TOKENS)
         for name in ("rounds", "exchanges", "alone", "half"):
             check.integer(f"totals.{name}", getattr(self, name), 0, MAX_ROUND)
+        check.integer("totals.counted_to", self.counted_to, 0, MAX_ROUND + 1)
+
+    def after(self, round: Round, tokens: int, *, alone: bool, half: bool) -> Totals:
+        """With one more round; the same if it is in them already."""
+        if round < self.counted_to:
+            return self
+        return Totals(
+            tokens=self.tokens + tokens,
+            rounds=self.rounds + 1,
+            exchanges=self.exchanges + (not alone),
+            alone=self.alone + alone,
+            half=self.half + half,
+            counted_to=Round(round + 1),
+        )
+
+    def moved(self, base: Totals, found: Totals) -> Totals:
+        """What was added to `base`, added to `found` instead."""
+        return Totals(
+            counted_to=max(self.counted_to, found.counted_to),
+            **{name: getattr(found, name) + getattr(self, name) - getattr(base, name)
+               for name in ("tokens", "rounds", "exchanges", "alone", "half")},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +138,13 @@ class ClosedRound:
     """The author's payload; None if the round closed without one."""
     theirs: Digest | None
     """The partner's payload, the roster, or (spsa) the horizon; None: alone."""
+    their_tokens: int = 0
+    """In the partner's payload, or in the whole roster, as the receipt says; else 0."""
 
     def __post_init__(self) -> None:
         check.integer("closed.round", self.round, 0, MAX_ROUND)
         check.integer("closed.tokens", self.tokens, 0, MAX_TOKENS)
+        check.integer("closed.their_tokens", self.their_tokens, 0, MAX_TOKENS)
         if self.mine is not None:
             check.digest("closed.mine", self.mine)
         if self.theirs is not None:
@@ -131,6 +152,8 @@ class ClosedRound:
         if self.partner is not None:
             check.peer("closed.partner", self.partner)
             check.digest("closed.theirs", self.theirs)
+        elif self.their_tokens:
+            raise ValueError("closed.their_tokens without a partner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +172,23 @@ class BlamedPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """What the creator wants of the run."""
+    """What the creator wants of the run.  In any other record it says nothing to anybody."""
 
     paused: bool = False
     stopped: bool = False
     """For good: members finish, nobody joins."""
+    changes: tuple[Change, ...] = ()
+    """The newest change of each setting, sorted by its name; what it says may be nonsense."""
+
+    def __post_init__(self) -> None:
+        check.items("control.changes", self.changes, MAX_CHANGES)
+        _check_sorted("control.changes", [change.name for change in self.changes])
+
+    def with_change(self, change: Change) -> Control:
+        """With one more; what was said of this setting before is forgotten."""
+        others = [old for old in self.changes if old.name != change.name]
+        changes = sorted([*others, change], key=lambda one: one.name)
+        return replace(self, changes=tuple(changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,18 +215,35 @@ class Content:
         _check_sorted("blamed", [blamed.peer for blamed in self.blamed])
 
     def with_round(self, closed: ClosedRound, progress: Progress, *, half: bool) -> Content:
-        """After one more round; the oldest beyond `MAX_CLOSED` is forgotten."""
+        """After one more round; the oldest beyond `MAX_CLOSED` is forgotten.
+
+        A round that is in the totals is not counted again.
+        """
         rounds = {old.round: old for old in self.closed} | {closed.round: closed}
         alone = closed.theirs is None
-        totals = Totals(
-            tokens=self.totals.tokens + closed.tokens,
-            rounds=self.totals.rounds + 1,
-            exchanges=self.totals.exchanges + (not alone),
-            alone=self.totals.alone + alone,
-            half=self.totals.half + half,
-        )
+        totals = self.totals.after(closed.round, closed.tokens, alone=alone, half=half)
         newest = tuple(rounds[round] for round in sorted(rounds))[-MAX_CLOSED:]
         return replace(self, progress=progress, totals=totals, closed=newest)
+
+    def with_start(self, round: Round) -> Content:
+        """About to train on from another peer's weights: all rounds from there on are new."""
+        if round >= self.totals.counted_to:
+            return self
+        before = tuple(closed for closed in self.closed if closed.round < round)
+        return replace(self, totals=replace(self.totals, counted_to=round), closed=before)
+
+    def moved(self, base: Content, found: Content) -> Content:
+        """What was changed since `base`, on top of `found`, an own record that came late."""
+        rounds = {closed.round: closed for closed in (*found.closed, *self.closed)}
+        member = self.member
+        if member and found.member:
+            member = replace(member, since=min(member.since, found.member.since))
+        return replace(
+            self,
+            member=member,
+            totals=self.totals.moved(base.totals, found.totals),
+            closed=tuple(rounds[round] for round in sorted(rounds))[-MAX_CLOSED:],
+        )
 
     def with_checkpoint(self, checkpoint: Checkpoint) -> Content:
         """Offering one more checkpoint; the oldest beyond `MAX_CHECKPOINTS` is not."""
@@ -215,70 +267,11 @@ class NoView:
     """There is nothing to read of this author, and why."""
 
     reason: str
+    is_frozen: bool = False
+    """There is a proof that it equivocated."""
 
 
 View = Content | NoView
-
-_SINGLE = {"member": Member, "progress": Progress, "totals": Totals, "control": Control}
-_MANY = {"closed": ClosedRound, "checkpoint": Checkpoint, "blame": BlamedPeer}
-
-
-def view(updates: Sequence[bytes]) -> View:
-    """What the updates of a chain say together; never raises."""
-    if not updates:
-        return NoView("no snapshot yet")
-    try:
-        return parsed(document.read(updates))
-    except Malformed as error:
-        return NoView(f"unreadable: {error}")
-
-
-def keyed(content: Content) -> dict[str, bytes]:
-    """The content as keys and bytes, as it lies in the document."""
-    values: dict[str, object] = {"totals": content.totals}
-    values |= {"member": content.member} if content.member else {}
-    values |= {"progress": content.progress} if content.progress else {}
-    values |= {"control": content.control} if content.control else {}
-    values |= {f"closed/{closed.round}": closed for closed in content.closed}
-    values |= {f"checkpoint/{checkpoint.round}": checkpoint for checkpoint in content.checkpoints}
-    values |= {f"blame/{blamed.peer}": blamed for blamed in content.blamed}
-    return {key: codec.encode(value) for key, value in sorted(values.items())}
-
-
-def parsed(values: Mapping[str, bytes]) -> Content:
-    """The content that `keyed` makes these keys and bytes of.
-
-    Raises:
-        Malformed: there is none.
-    """
-    single: dict[str, object] = {}
-    many: dict[str, list[object]] = {name: [] for name in _MANY}
-    for key, value in values.items():
-        name, slash, _ = key.partition("/")
-        kind: type[object] | None = (_MANY if slash else _SINGLE).get(name)
-        if kind is None:
-            raise Malformed(f"unknown key {key!r:.{MAX_KEY_BYTES}}")
-        item = codec.decode(kind, value, max_bytes=MAX_VALUE_BYTES)
-        if slash:
-            many[name].append(item)
-        else:
-            single[name] = item
-    try:
-        content = Content(
-            **single,  # type: ignore[arg-type]  # decoded as what `_SINGLE` says
-            closed=_by("round", many["closed"]),  # type: ignore[arg-type]
-            checkpoints=_by("round", many["checkpoint"]),  # type: ignore[arg-type]
-            blamed=_by("peer", many["blame"]),  # type: ignore[arg-type]
-        )
-    except ValueError as error:
-        raise Malformed(str(error)) from error
-    if keyed(content) != dict(values):
-        raise Malformed("a value under the key of another one")
-    return content
-
-
-def _by(name: str, items: list[object]) -> tuple[object, ...]:
-    return tuple(sorted(items, key=lambda item: getattr(item, name)))
 
 
 def _check_sorted(name: str, keys: Sequence[int] | Sequence[str]) -> None:

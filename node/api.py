@@ -2,8 +2,10 @@
 
     GET  /status    what the node does now, see `Status`
     GET  /peers     the members that it sees, see `PeerStatus`
+    GET  /contributions    who trained how much, see `node.contributions`
     GET  /events    the status as JSON lines, one whenever it changed, twice a second at most
     POST /leave     say goodbye to the run and stop
+    POST /order     for the creator: pause, resume, stop, set, see `node.control.Order`
 
 Only who owns the data directory may ask: the socket has mode 0600.  The node must hold the
 lock of its data directory, so a socket found there is a dead node's and is replaced.
@@ -13,9 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
@@ -23,10 +23,9 @@ from typing import Any, Protocol, TypedDict, cast
 import aiohttp
 from aiohttp import web
 
+from node.api_socket import close, listening
 from protocol.errors import ConfigError, LocalProtocolError
 
-MAX_SOCKET_PATH_BYTES = 107
-"""sockaddr_un.sun_path on Linux, 108 with its zero."""
 CALL_DEADLINE_S = 5.0
 """A node answers in milliseconds; one whose loop hangs for seconds is to be named."""
 MAX_STREAMS = 8
@@ -77,7 +76,7 @@ class Status(TypedDict):
     """Hex; empty: no run yet."""
     name: str
     state: str
-    """starting, training, finished, serving or leaving."""
+    """serving, starting, training, paused, finished or leaving."""
     ticket: str
     addrs: list[str]
     reachable: Reachable
@@ -100,8 +99,12 @@ class Status(TypedDict):
     exchanges: Exchanges
     rounds_closed: int
     consensus: float | None
+    changes: dict[str, str]
+    """Settings that the creator has changed, with their values in this round."""
     val: Validation
     bytes: Traffic
+    protection: dict[str, Any] | None
+    """What of ours peers hold, and what this node holds for them; None: not in this run."""
     closed_form: dict[str, int]
     """Bytes that the formula says this node has sent, by kind; to compare with `bytes`."""
     parameters: int
@@ -152,6 +155,15 @@ class PeerStatus(TypedDict, total=False):
     rounds: int
 
 
+class Contributions(TypedDict):
+    """The ledger; rows are as in `node.contributions.Contribution`."""
+
+    records: str
+    """One hash over all records: equal ledgers come from equal records."""
+    authors: list[dict[str, str | int]]
+    sum: dict[str, str | int]
+
+
 class Facts(Protocol):
     """What the node tells and does for its API."""
 
@@ -161,8 +173,18 @@ class Facts(Protocol):
     def peers(self) -> Sequence[Mapping[str, object]]:
         """See `PeerStatus`."""
 
+    def contributions(self) -> Mapping[str, object]:
+        """See `Contributions`."""
+
     async def leave(self) -> None:
         """Begin to leave; returns before the node has stopped."""
+
+    async def order(self, order: Mapping[str, object]) -> str:
+        """Do what the creator asks for; a sentence about it.
+
+        Raises:
+            ConfigError: it cannot be done.
+        """
 
 
 @asynccontextmanager
@@ -176,7 +198,7 @@ async def serving(path: Path, facts: Facts) -> AsyncIterator[None]:
     runner = web.AppRunner(
         _Handlers(facts, closing).app(), access_log=None, shutdown_timeout=SHUTDOWN_S
     )
-    listener = _listen(path)
+    listener = listening(path)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -184,27 +206,14 @@ async def serving(path: Path, facts: Facts) -> AsyncIterator[None]:
     finally:
         closing.set()
         await runner.cleanup()
-        _close(path, listener)
+        close(path, listener)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A bound socket that only this user may connect to."""
-    size = len(os.fsencode(path))
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"{path}: {size} bytes are too long for the path of a unix socket, expected at most "
-            f"{MAX_SOCKET_PATH_BYTES}; choose a shorter data directory with --data-dir"
-        )
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)  # nobody can connect before listen(), so there is no gap
-    return listener
+def _telling(tell: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(tell())
 
-
-def _close(path: Path, listener: socket.socket) -> None:
-    listener.close()
-    path.unlink(missing_ok=True)
+    return handler
 
 
 class _Handlers:
@@ -219,23 +228,28 @@ class _Handlers:
         app = web.Application()
         app.add_routes(
             [
-                web.get("/status", self._status),
-                web.get("/peers", self._peers),
+                web.get("/status", _telling(self._facts.status)),
+                web.get("/peers", _telling(self._facts.peers)),
+                web.get("/contributions", _telling(self._facts.contributions)),
                 web.get("/events", self._events),
                 web.post("/leave", self._leave),
+                web.post("/order", self._order),
             ]
         )
         return app
 
-    async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._facts.status())
-
-    async def _peers(self, _: web.Request) -> web.Response:
-        return web.json_response(self._facts.peers())
-
     async def _leave(self, _: web.Request) -> web.Response:
         await self._facts.leave()
         return web.json_response({"ok": True})
+
+    async def _order(self, request: web.Request) -> web.Response:
+        try:
+            order = await request.json()
+            if not isinstance(order, dict):
+                raise ConfigError(f"found {order!r:.40}, expected an order as a JSON object")
+            return web.json_response({"said": await self._facts.order(order)})
+        except (ConfigError, json.JSONDecodeError) as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= MAX_STREAMS:
@@ -289,18 +303,30 @@ class ApiClient:
     async def peers(self) -> list[PeerStatus]:
         return cast(list[PeerStatus], await self._call("GET", "/peers"))
 
+    async def contributions(self) -> Contributions:
+        return cast(Contributions, await self._call("GET", "/contributions"))
+
     async def leave(self) -> None:
         await self._call("POST", "/leave")
 
-    async def _call(self, method: str, route: str) -> object:
+    async def order(self, order: Mapping[str, object]) -> str:
+        """What the creator asks its node for; a sentence about what became of it."""
+        answer = cast(dict[str, str], await self._call("POST", "/order", order))
+        return answer["said"]
+
+    async def _call(
+        self, method: str, route: str, body: Mapping[str, object] | None = None
+    ) -> object:
         """The answer.
 
         Raises:
-            ConfigError: no node runs there, or it does not answer.
+            ConfigError: no node runs there, or it does not answer, or refuses with a sentence.
         """
         assert self._session is not None, "use `async with`"
         try:
-            async with self._session.request(method, _HOST + route) as response:
+            async with self._session.request(method, _HOST + route, json=body) as response:
+                if response.status == web.HTTPBadRequest.status_code:
+                    raise ConfigError(await response.text())
                 if response.status != 200:
                     text = await response.text()
                     raise LocalProtocolError(f"{route}: {response.status} {text[:200]}")

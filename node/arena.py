@@ -182,6 +182,14 @@ class Slot:
         """
         self._commit(digest_of(self.view), expected)
 
+    def commit_as(self, digest: Digest) -> None:
+        """`commit` for who has just hashed `view`, or filled it with what has this name.
+
+        Raises:
+            ArenaFull: the system has no descriptor for it; the slot is given back.
+        """
+        self._commit(digest, digest)
+
     async def verify_and_commit(self, expected: Digest) -> None:
         """`commit` for the event loop, which goes on while a large payload is hashed.
 

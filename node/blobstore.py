@@ -1,30 +1,36 @@
-"""Blobs on disk by digest: tokenizer and texts of a run.
+"""Blobs on disk by name, within a quota: tokenizer and texts of a run, and checkpoints.
 
-A blob is one file named by the hex of its digest.  It is written beside, flushed to disk and
-renamed, so a file of that name was once whole; and it is hashed again before its first use
-in this process, so a disk that lies or a hand that edits costs a fetch and nothing else.
-The store never grows over its quota.  All disk work happens in threads.
+A blob is a file with its manifest beside it (`node.blob_files`).  Every chunk is hashed before it
+is first used in this process, so a disk that lies or a hand that edits costs the fetch of that
+chunk and nothing else, and wrong bytes are never served.  What is only partly here survives a
+restart, and the chunks that are here are served to others, too.
 
-`fetch` takes a blob chunk by chunk from one peer after another: where one fails the next goes
-on.  The hash is checked at the end; then whoever sent wrong bytes is blamed, and if there were
-several donors each is tried alone.
+Blobs of the spec stay; a checkpoint is counted by its holders, like a payload in the arena, and
+goes with the last of them.  The store never grows over its quota.  Disk work happens in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+import mmap
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from node.files import settle
-from node.ports import Rpc
-from protocol import rpc
-from protocol.errors import ConfigError, PeerUnavailable, RemoteProtocolError, ShoalError
-from protocol.ids import DIGEST_BYTES, Digest, PeerId, RunId, digest_of, short
+from node.blob_files import BlobFile, described, files_in
+from protocol import codec
+from protocol.errors import ConfigError
+from protocol.ids import Digest
+from protocol.manifest import (
+    CHUNK_BYTES,
+    Manifest,
+    bitfield_of,
+    manifest_of_chunks,
+)
 from protocol.spec import BlobRef
 
 P = ParamSpec("P")
@@ -33,265 +39,294 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-FETCH_S = 3600.0
-"""Deadline of a whole fetch: 64 MiB at 20 KB/s.  A guess at the slowest line worth joining."""
-CHUNK_S = 20.0
-"""Deadline of one chunk, 50 KB/s: a frozen donor must not cost the method's whole minute."""
-HASH_BYTES = 4 * MIB
-"""Read at once while hashing."""
-PARTIAL = ".partial"
-"""Ending of files being written; what is left of a killed process is removed at start."""
-
-Progress = Callable[[int, int], None]
-"""Told bytes held and bytes in all."""
 
 
 class NoSpace(ConfigError):
     """The quota or the disk is full, or the disk does not work: the operator must act."""
 
 
-class NotFetched(ShoalError):
-    """Nobody gave the blob: nobody's fault, try again later."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store has of a blob."""
+
+    manifest: bytes
+    """Its canonical bytes."""
+    chunks: bytes
+    """A bit for each, the first one the lowest of the first byte; empty: all of them."""
 
 
 class BlobStore:
     """The one owner of its folder.  For the event loop; `open` it first."""
 
-    def __init__(
-        self, folder: Path, quota_bytes: int, *, blame: Callable[[PeerId, str], None]
-    ) -> None:
+    def __init__(self, folder: Path, quota_bytes: int) -> None:
         self._folder = folder
         self._quota_bytes = quota_bytes
-        self._blame = blame
-        self._sizes: dict[Digest, int] = {}
-        self._verified: set[Digest] = set()
-        self._reserved_bytes = 0
+        self._blobs: dict[Digest, BlobFile] = {}
+        self._reading: dict[Digest, asyncio.Lock] = {}
 
     async def open(self) -> None:
-        """Look at what is there; removes what a killed process left half-written."""
-        self._sizes = await _on_disk(_look_around, self._folder)
+        """Look at what is there; removes what belongs to no blob."""
+        found = await on_disk(lambda: list(files_in(self._folder)))
+        self._blobs = {blob.name: blob for blob in found}
 
     @property
     def used_bytes(self) -> int:
         """On disk, and promised to blobs on their way in."""
-        return sum(self._sizes.values()) + self._reserved_bytes
+        return sum(blob.manifest.size_bytes for blob in self._blobs.values())
+
+    def whole(self) -> tuple[Digest, ...]:
+        """The names of the blobs that are all here."""
+        return tuple(name for name, blob in self._blobs.items() if blob.is_whole)
+
+    # --- blobs of our own ---------------------------------------------------------------------
 
     async def put(self, data: bytes) -> BlobRef:
-        """Keep `data`.
+        """Keep `data` for good.
 
         Raises:
             NoSpace: it does not fit.
         """
-        ref = BlobRef(digest=digest_of(data), size_bytes=len(data))
-        if await self.path(ref.digest) is None:
-            partial = self._begin(ref)
-            try:
-                await partial.append(data)
-                await self._finish(partial, ref)
-            finally:
-                await self._end(partial, ref)
-        return ref
+        return await self._put(data, is_lasting=True)
+
+    async def put_memory(self, fd: int, size_bytes: int) -> BlobRef:
+        """Hold what is in this memfd, which stays the caller's, until it is given back.
+
+        Raises:
+            NoSpace: it does not fit.
+        """
+        with mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
+            return await self._put(view, is_lasting=False)
+
+    async def _put(self, data: bytes | memoryview, *, is_lasting: bool) -> BlobRef:
+        manifest = await on_disk(lambda: manifest_of_chunks(_chunks(data)))
+        is_new = manifest.name not in self._blobs
+        receiving = await self.receive(manifest, is_lasting=is_lasting)
+        try:
+            for number, chunk in enumerate(_chunks(data)):
+                if number not in receiving.held:
+                    await receiving.write(number, chunk)
+                chunk.release()
+            await receiving.finish()
+        except BaseException:
+            if is_new:
+                await self.remove(manifest.name)
+            raise
+        finally:
+            receiving.close()
+        return BlobRef(digest=manifest.name, size_bytes=manifest.size_bytes)
+
+    # --- reading ------------------------------------------------------------------------------
 
     async def path(self, digest: Digest) -> Path | None:
-        """The file of a blob whose bytes were verified; None if it is not here."""
-        if digest not in self._sizes:
+        """The file of a whole blob whose bytes were checked; None if it is not here."""
+        blob = self._blobs.get(digest)
+        if blob is None or not blob.is_whole:
             return None
-        path = self._path(digest)
-        if digest not in self._verified:
-            if await _on_disk(_hash_of, path) != digest:
-                log.warning("blob broken on disk, removed: digest=%s", short(digest))
-                await self.remove(digest)
-                return None
-            self._verified.add(digest)
-        return path
+        await self._check(blob)
+        return blob.path if blob.is_whole else None
+
+    @asynccontextmanager
+    async def opened(self, digest: Digest | None) -> AsyncIterator[tuple[int, ...]]:
+        """The descriptor of a whole blob, for reading in the block; none if it is not here."""
+        path = await self.path(digest) if digest else None
+        fds = (os.open(path, os.O_RDONLY | os.O_CLOEXEC),) if path else ()
+        try:
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def bytes_of(self, digest: Digest) -> bytes:
+        """All of a whole blob that fits in memory; empty if it is not here."""
+        path = await self.path(digest)
+        return b"" if path is None else await on_disk(path.read_bytes)
+
+    def held(self, digest: Digest) -> Held | None:
+        """What is here of a blob, whole or not; None: nothing is known of it."""
+        blob = self._blobs.get(digest)
+        if blob is None or not (blob.is_whole or blob.right or blob.is_receiving):
+            return None
+        chunks = b"" if blob.is_whole else bitfield_of(blob.right, blob.manifest.num_chunks)
+        return Held(codec.encode(blob.manifest), chunks)
 
     async def read(self, digest: Digest, offset: int, length: int) -> bytes | None:
-        """These bytes of a verified blob, fewer at its end; None if it is not here."""
-        try:
-            path = await self.path(digest)
-            return None if path is None else await _on_disk(_read, path, offset, length)
-        except NoSpace as error:
-            log.warning("blob not readable, forgotten: digest=%s reason=%s", short(digest), error)
-            self._verified.discard(digest)
-            self._sizes.pop(digest, None)
+        """These bytes of one chunk, fewer at its end; None if it is not here."""
+        blob = self._blobs.get(digest)
+        chunk = offset // CHUNK_BYTES
+        if blob is None or chunk not in blob.held:
             return None
+        length = min(length, blob.manifest.length(chunk) - offset % CHUNK_BYTES)
+        try:
+            if chunk not in blob.right and not await self._check_one(blob, chunk):
+                return None
+            return await on_disk(blob.read, offset, length) if length > 0 else b""
+        except NoSpace as error:
+            log.warning("blob not readable, forgotten: %s reason=%s", described(blob), error)
+            self._blobs.pop(digest, None)
+            return None
+
+    async def _check(self, blob: BlobFile) -> None:
+        """Hash what was not hashed yet in this process; what is wrong is not here any more."""
+        unknown = blob.held - blob.right
+        try:
+            right = await on_disk(blob.right_of, unknown) if unknown else set()
+        except NoSpace:  # there is no such file any more
+            right = set()
+        blob.right |= right
+        await self._spoil(blob, unknown - right)
+
+    async def _check_one(self, blob: BlobFile, chunk: int) -> bool:
+        """The same of one chunk; several may ask for it at once."""
+        async with self._reading.setdefault(blob.name, asyncio.Lock()):
+            if chunk in blob.held - blob.right:
+                if await on_disk(blob.checked, chunk) is None:
+                    await self._spoil(blob, {chunk})
+                else:
+                    blob.right.add(chunk)
+        return chunk in blob.right
+
+    async def _spoil(self, blob: BlobFile, chunks: set[int]) -> None:
+        """These chunks are not what they were: the blob is partly here from now on."""
+        if not chunks:
+            return
+        blob.held -= chunks
+        if blob.is_whole:
+            log.warning(
+                "blob broken on disk: %s chunks=%d of %d",
+                *(described(blob), len(chunks), blob.manifest.num_chunks),
+            )
+            await on_disk(blob.rename, is_whole=False)
+            blob.is_whole = False
+
+    # --- giving back --------------------------------------------------------------------------
+
+    async def release(self, digest: Digest) -> None:
+        """One holder of a passing blob fewer; what is not held is passed over."""
+        blob = self._blobs.get(digest)
+        if blob is None or blob.is_lasting or not blob.holders:
+            return
+        blob.holders -= 1
+        if not blob.holders and not blob.is_receiving:
+            await self._forget(blob)
 
     async def remove(self, digest: Digest) -> None:
         """Forget a blob, if it is here."""
-        self._verified.discard(digest)
-        if self._sizes.pop(digest, None) is not None:
-            await _on_disk(_unlink, self._path(digest))
+        if blob := self._blobs.get(digest):
+            await self._forget(blob)
 
-    async def fetch(
-        self,
-        caller: Rpc,
-        run: RunId,
-        ref: BlobRef,
-        peers: Sequence[PeerId],
-        *,
-        deadline_s: float = FETCH_S,
-        progress: Progress | None = None,
-    ) -> Path:
-        """The file of the blob, fetched from `peers` in this order unless it is here.
+    async def forget_partials(self) -> None:
+        """Remove what is left of checkpoints that were given up."""
+        for blob in self._idle():
+            await self._forget(blob)
+
+    def _idle(self) -> list[BlobFile]:
+        return [
+            blob
+            for blob in self._blobs.values()
+            if not (blob.is_lasting or blob.holders or blob.is_receiving)
+        ]
+
+    async def _forget(self, blob: BlobFile) -> None:
+        self._blobs.pop(blob.name, None)
+        self._reading.pop(blob.name, None)
+        await on_disk(blob.delete)
+
+    # --- on its way in ------------------------------------------------------------------------
+
+    async def receive(self, manifest: Manifest, *, is_lasting: bool) -> Receiving:
+        """Take a blob in, going on with what is here of it.  One at a time for each blob.
 
         Raises:
-            NotFetched: no peer gave it, or not within the deadline.
             NoSpace: it does not fit.
         """
-        if path := await self.path(ref.digest):
-            return path
-        partial = self._begin(ref)
-        fetch = _Fetch(caller, run, ref, partial, self._blame, progress)
+        blob = await self._begin(manifest, is_lasting=is_lasting)
+        receiving = Receiving(self, blob)
         try:
-            async with asyncio.timeout(deadline_s):
-                await fetch.from_any(peers)
-            await self._finish(partial, ref)
-        except TimeoutError:
-            raise NotFetched(
-                f"blob {short(ref.digest)}: {partial.offset} of {ref.size_bytes} bytes from "
-                f"{len(peers)} peers within {deadline_s:g} s"
-            ) from None
-        finally:
-            await self._end(partial, ref)
-        return self._path(ref.digest)
+            await self._check(blob)
+        except BaseException:
+            receiving.close()
+            raise
+        return receiving
 
-    def _begin(self, ref: BlobRef) -> _Partial:
-        """Reserve room within the quota."""
-        if self.used_bytes + ref.size_bytes > self._quota_bytes:
+    async def hold(self, digest: Digest) -> Path | None:
+        """`path`, with one holder more if it is a passing blob."""
+        path = await self.path(digest)
+        if path is not None and not (blob := self._blobs[digest]).is_lasting:
+            blob.holders += 1
+        return path
+
+    async def _begin(self, manifest: Manifest, *, is_lasting: bool) -> BlobFile:
+        """A blob that is known by now, and has its room on disk."""
+        blob = self._blobs.get(manifest.name)
+        if blob is None:
+            await self._make_room(manifest.size_bytes)
+            blob = BlobFile(self._folder, manifest.name, manifest, is_lasting)
+            self._blobs[blob.name] = blob
+        blob.is_receiving = True
+        if not blob.is_whole:
+            try:
+                await on_disk(blob.create)
+            except BaseException:
+                blob.is_receiving = False
+                if not blob.held:
+                    await self._forget(blob)
+                raise
+        return blob
+
+    async def _make_room(self, size_bytes: int) -> None:
+        for idle in self._idle():
+            if self.used_bytes + size_bytes > self._quota_bytes:
+                await self._forget(idle)
+        if self.used_bytes + size_bytes > self._quota_bytes:
             raise NoSpace(
                 f"disk quota: {self.used_bytes / MIB:.1f} of {self._quota_bytes / MIB:.1f} MiB are "
-                f"used in {self._folder}, expected room for {ref.size_bytes / MIB:.1f} MiB more; "
+                f"used in {self._folder}, expected room for {size_bytes / MIB:.1f} MiB more; "
                 "raise disk_mib or remove old blobs"
             )
-        self._reserved_bytes += ref.size_bytes
-        name = f"{ref.digest.hex()}-{secrets.token_hex(4)}{PARTIAL}"
-        return _Partial(self._folder / name)
 
-    async def _finish(self, partial: _Partial, ref: BlobRef) -> None:
-        await _on_disk(settle, partial.path, self._path(ref.digest))
-        self._sizes[ref.digest] = ref.size_bytes
-        self._verified.add(ref.digest)
-
-    async def _end(self, partial: _Partial, ref: BlobRef) -> None:
-        self._reserved_bytes -= ref.size_bytes
-        await _on_disk(_unlink, partial.path)
-
-    def _path(self, digest: Digest) -> Path:
-        return self._folder / digest.hex()
+    async def _finish(self, blob: BlobFile) -> None:
+        if not blob.is_whole:
+            await on_disk(blob.rename, is_whole=True)
+            blob.is_whole = True
+        if not blob.is_lasting:
+            blob.holders += 1
 
 
-class _Partial:
-    """A blob on its way in: a file that grows, and the hash of what is in it."""
+class Receiving:
+    """A blob on its way in; `close` it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = 0
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    def __init__(self, store: BlobStore, blob: BlobFile) -> None:
+        self._store = store
+        self._blob = blob
 
     @property
-    def digest(self) -> Digest:
-        return Digest(self._hash.digest())
+    def held(self) -> frozenset[int]:
+        """Chunks that are here and right."""
+        return frozenset(self._blob.right)
 
-    async def append(self, data: bytes) -> None:
-        await _on_disk(self._append, data)
-        self.offset += len(data)
-
-    async def restart(self) -> None:
-        """Forget what came in so far."""
-        await _on_disk(_unlink, self.path)
-        self.offset = 0
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-    def _append(self, data: bytes) -> None:
-        with self.path.open("ab") as file:
-            file.write(data)
-        self._hash.update(data)
-
-
-class _Fetch:
-    """One fetch of one blob."""
-
-    def __init__(
-        self,
-        caller: Rpc,
-        run: RunId,
-        ref: BlobRef,
-        partial: _Partial,
-        blame: Callable[[PeerId, str], None],
-        progress: Progress | None,
-    ) -> None:
-        self._caller = caller
-        self._run = run
-        self._ref = ref
-        self._partial = partial
-        self._blame = blame
-        self._progress = progress
-        self._donors: set[PeerId] = set()
-        """Of what is in the partial file."""
-        self._wrong: set[PeerId] = set()
-        self._reasons: list[str] = []
-
-    async def from_any(self, peers: Sequence[PeerId]) -> None:
-        """The whole blob into the partial file; each peer goes on where the last one failed.
+    async def write(self, chunk: int, data: bytearray | memoryview) -> bool:
+        """Write a chunk, if its bytes are right; whether they are.
 
         Raises:
-            NotFetched: what each of them answered.
+            NoSpace: the disk does not take it.
         """
-        mixed = False
-        for peer in peers:
-            if await self._from_one(peer):
-                return
-            if self._partial.offset == self._ref.size_bytes:
-                mixed = mixed or len(self._donors) > 1
-                await self._restart()
-        # Several donors gave wrong bytes together: alone, the wrong one shows itself.
-        for peer in peers if mixed else ():
-            await self._restart()
-            if peer not in self._wrong and await self._from_one(peer):
-                return
-        raise NotFetched(
-            f"blob {short(self._ref.digest)} of {self._ref.size_bytes} bytes: "
-            + ("; ".join(self._reasons) or "there is no peer to ask")
-        )
+        is_right = await on_disk(self._blob.write, chunk, data)
+        if is_right:
+            self._blob.held.add(chunk)
+            self._blob.right.add(chunk)
+        return is_right
 
-    async def _from_one(self, peer: PeerId) -> bool:
-        """Go on with `peer`; whether the blob is there, and right."""
-        partial, size_bytes = self._partial, self._ref.size_bytes
-        while partial.offset < size_bytes:
-            length = min(rpc.CHUNK_BYTES, size_bytes - partial.offset)
-            call = rpc.BlobCall(self._run, self._ref.digest, partial.offset, length)
-            try:
-                data = await self._caller.call(peer, rpc.BLOB, call, deadline_s=CHUNK_S)
-            except (PeerUnavailable, RemoteProtocolError) as error:
-                self._reasons.append(str(error))
-                return False
-            if len(data) != length:
-                self._accuse(peer, f"sent {len(data)} bytes of a chunk of {length}")
-                return False
-            await partial.append(data)
-            self._donors.add(peer)
-            if self._progress:
-                self._progress(partial.offset, size_bytes)
-        if partial.digest == self._ref.digest:
-            return True
-        if self._donors == {peer}:
-            self._accuse(peer, f"sent bytes that are not blob {short(self._ref.digest)}")
-        return False
+    async def finish(self) -> Path:
+        """All of it is here."""
+        await self._store._finish(self._blob)
+        return self._blob.path
 
-    async def _restart(self) -> None:
-        self._donors.clear()
-        await self._partial.restart()
-
-    def _accuse(self, peer: PeerId, reason: str) -> None:
-        self._wrong.add(peer)
-        self._reasons.append(f"{short(peer)}: {reason}")
-        self._blame(peer, reason)
+    def close(self) -> None:
+        """No more is written.  What is here stays, for whoever goes on with it."""
+        self._blob.is_receiving = False
 
 
-# --- in threads -------------------------------------------------------------------------
-
-
-async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` in a thread; being cancelled waits for its end, so nothing writes afterwards.
 
     Raises:
@@ -310,33 +345,6 @@ async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         ) from error
 
 
-def _look_around(folder: Path) -> dict[Digest, int]:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sizes: dict[Digest, int] = {}
-    for path in folder.iterdir():
-        if path.suffix == PARTIAL:
-            path.unlink()
-        elif len(path.name) == 2 * DIGEST_BYTES:
-            sizes[Digest(bytes.fromhex(path.name))] = path.stat().st_size
-    return sizes
-
-
-def _hash_of(path: Path) -> Digest | None:
-    """None: there is no such file any more."""
-    if not path.exists():
-        return None
-    hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    with path.open("rb") as file:
-        while data := file.read(HASH_BYTES):
-            hash.update(data)
-    return Digest(hash.digest())
-
-
-def _read(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def _chunks(data: bytes | memoryview) -> Iterator[memoryview]:
+    view = memoryview(data)
+    return (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))

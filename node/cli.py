@@ -19,9 +19,10 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from node import corpus, handover, keys, telemetry, view
+from node import cli_control, cli_ledger, cli_model, corpus, handover, keys, telemetry, view
 from node import demo as demo_swarm
 from node.api import ApiClient
+from node.cli_model import DataDir
 from node.config import (
     BootstrapOnly,
     CreateRun,
@@ -51,11 +52,10 @@ run_app = typer.Typer(help="Make runs.", no_args_is_help=True)
 data_app = typer.Typer(help="Fetch data.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 app.add_typer(data_app, name="data")
+app.add_typer(cli_model.app)
+app.add_typer(cli_control.app)
+app.add_typer(cli_ledger.app)
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Directory of this node.  [default: $SHOAL_DATA or ~/.local/share/shoal]"),
-]
 Listen = Annotated[
     list[str] | None,
     typer.Option(help="Multiaddr to listen on, /ip4/0.0.0.0/tcp/4001; may be repeated."),

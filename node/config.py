@@ -65,8 +65,11 @@ class NodeConfig:
     """Niceness of the worker."""
     memory_mib: int = 1024
     """For payloads in flight.  A 125 M model's payload is 250 MB in bf16: two and two."""
+    protection_mib: int = 512
+    """For shards of others' snapshots, and of our own; nothing unless the run is protected.  A
+    guess: a node holds about 2 n / k times its snapshot for others, and n / k of its own."""
     disk_mib: int = 10 * 1024
-    """For blobs; the worker's two snapshots come on top.  A guess: far above any run's texts."""
+    """For blobs; the worker's three snapshots come on top.  A guess: far above any run's texts."""
     first_contact_s: float = 60.0
     """How long a new joiner looks for a member before it gives up and says so; one that has
     been in the run keeps looking.  A guess: a node and its DHT are up in ten seconds."""
@@ -95,6 +98,7 @@ class NodeConfig:
         check.integer("threads", self.threads, 1, 1024)
         check.integer("nice", self.nice, 0, 19)
         check.integer("memory_mib", self.memory_mib, 16, 1 << 20)
+        check.integer("protection_mib", self.protection_mib, 1, 1 << 20)
         check.integer("disk_mib", self.disk_mib, 16, 1 << 24)
         check.number("first_contact_s", self.first_contact_s, 0.1, 86400.0)
         check.items("own_data", self.own_data, 4096)
@@ -104,6 +108,10 @@ class NodeConfig:
     @property
     def memory_bytes(self) -> int:
         return self.memory_mib * MIB
+
+    @property
+    def protection_bytes(self) -> int:
+        return self.protection_mib * MIB
 
     @property
     def disk_bytes(self) -> int:

@@ -135,7 +135,8 @@ def run_file_text(draft: RunDraft) -> str:
     """The run file of a draft on a named corpus; a JSON scalar is a TOML one."""
     assert isinstance(draft.data, NamedCorpus)
     top = asdict(draft) | {"data": draft.data.name}
-    tables = {name: top.pop(name) for name in ("model", "inner", "trainer")}
+    tables = {name: top.pop(name) for name in ("model", "inner", "trainer", "protection")}
+    tables = {name: table for name, table in tables.items() if table is not None}
     tables["trainer"] = {"kind": draft.trainer.KIND} | tables["trainer"]
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
     for name, table in tables.items():

@@ -266,7 +266,7 @@ class Discovery:
             self._rng.shuffle(candidates)
             most = FEW if self._has_enough() else MAX_GREETINGS
             for peer, named in candidates[:most]:
-                greetings.create_task(self._greet_found(peer, named))
+                greetings.create_task(self.greet_found(peer, named))
 
     def _is_news(self, peer: PeerId, addrs: Sequence[str]) -> bool:
         return peer not in self._live_peers() and self._greetings.is_able(peer, addrs)
@@ -278,7 +278,7 @@ class Discovery:
             for entry in self._cache.peers():
                 yield entry.peer, entry.addrs
 
-    async def _greet_found(self, peer: PeerId, named: Sequence[str]) -> None:
+    async def greet_found(self, peer: PeerId, named: Sequence[str]) -> None:
         """Greet a provider where its own record says, or without one where the DHT says."""
         async with self._lookups:
             if not self._greetings.is_able(peer, named):

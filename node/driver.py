@@ -33,12 +33,14 @@ from trainers.effects import (
     ApplyOuter,
     Blame,
     CatchUp,
+    ChangeSettings,
     Closed,
     CloseInner,
     Effect,
     Fetch,
     Finished,
     NameSum,
+    Paused,
     Publish,
     Release,
     RunInner,
@@ -46,6 +48,7 @@ from trainers.effects import (
     Send,
     SetTimer,
     Snapshot,
+    Unpaused,
     Wait,
 )
 from trainers.events import (
@@ -212,6 +215,10 @@ class Driver:
                 self._journal.waiting(effect, effect.until - self._clock())
             case Closed():
                 self._journal.closed(effect)
+            case Paused() | Unpaused():
+                self._journal.held(effect)
+            case ChangeSettings(changes):
+                self._learner.change(changes)
             case Finished():
                 self._journal.finished(effect)
             case Blame(peer, reason):

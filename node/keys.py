@@ -70,6 +70,11 @@ class DataDir:
         return self.root / "records"
 
     @property
+    def tally(self) -> Path:
+        """What the rounds that are being closed will count."""
+        return self.root / "tally"
+
+    @property
     def peers(self) -> Path:
         """The members last heard of."""
         return self.root / "peers"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from pathlib import Path
 from node import worker_wire as wire
 from node import worker_wire_spsa as wire_spsa
 from node.arena import Arena
+from node.blobstore import BlobStore
 from node.snapshots import snapshot_files
 from node.telemetry import Waits
-from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife
+from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife, log_ready
+from node.worker_wire_control import ChangeSettings
+from node.worker_wire_join import MakeSketch, Sketched
+from node.worker_wire_save import Saved, SaveFailed
 from protocol.errors import (
     ConfigError,
     LocalProtocolError,
@@ -30,7 +35,7 @@ from protocol.errors import (
     ShoalError,
     WorkerLost,
 )
-from protocol.ids import Digest, Round, short
+from protocol.ids import Digest, Round
 from protocol.messages import Checkpoint
 from protocol.spsa import Frame
 from trainers.effects import ApplyOuter
@@ -43,8 +48,6 @@ DEATHS_WITHIN_S = 300.0
 """More deaths than this in so long: the next worker would die as well.  A guess."""
 BACKOFF_S = 0.5
 """Before the first restart; doubled at each further death within `DEATHS_WITHIN_S`."""
-FRAMES_A_PACKET = 256
-"""Of spsa, 48 KiB."""
 WORKER = "the worker"
 """From whom we wait, in a line about a wait."""
 
@@ -69,21 +72,27 @@ class Learner:
         setup: wire.Setup,
         arena: Arena,
         *,
+        store: BlobStore,
         socket_path: Path,
         on_resumed: Callable[[wire.Ready], None],
         on_save_failed: Callable[[str], None],
+        on_saved: Callable[[Saved], None] | None = None,
         waits: Waits | None = None,
     ) -> None:
         """
         Args:
+            store: where checkpoints lie.
             on_resumed: told after a restart, never about the first start.
+            on_saved: told of each snapshot that is whole and on disk.
             waits: where this node's waits are shown; None: only in the log.
         """
         self._setup = setup
         self._arena = arena
+        self._store = store
         self._socket_path = socket_path
         self._on_resumed = on_resumed
         self._on_save_failed = on_save_failed
+        self._on_saved = on_saved or (lambda _saved: None)
         self._waits = waits or Waits(time.time)
         self._life: WorkerLife | None = None
         self._set_up = asyncio.Event()
@@ -158,19 +167,24 @@ class Learner:
         with self._waits.on("the last snapshot", WORKER, DEADLINE_S[wire.StartFromDisk]):
             event, _ = await life.call(wire.StartFromDisk())
         if isinstance(event, wire.Ready):
-            _log_ready(event, life.pid)
+            log_ready(event, life.pid)
             self._life = life  # not before: nothing can be asked of a worker at no round
             self._on_resumed(event)
         elif isinstance(event, wire.Failed):
-            raise ConfigError(f"the worker cannot go on: {event.reason}")
+            raise ConfigError(
+                f"the worker cannot go on: {event.reason}; start the node again, and it takes the "
+                "weights of a member"
+            )
 
     def _news(self, event: wire.Event) -> None:
         match event:
             case wire.Progress():
                 self.progress = event
-            case wire.SaveFailed(reason):
+            case SaveFailed(reason):
                 log.warning("snapshot not saved: reason=%s", reason)
                 self._on_save_failed(reason)
+            case Saved():
+                self._on_saved(event)
             case _:
                 log.warning("worker says: %s", event)
 
@@ -180,39 +194,41 @@ class Learner:
         """Start the first worker; returns once it stands at a round.
 
         Waits while a worker is being started or replaced: `run` gives up if that never works.
-        A checkpoint is taken from the arena, where it stays the caller's to release.
+        A checkpoint is read from the store, where it stays the caller's to release.
 
         Raises:
             StartRefused: it cannot start from there.
         """
         if self._started:
             raise LocalProtocolError("the learner is started already")
-        fds = self._checkpoint_fds(how)
-        while True:
-            await self._set_up.wait()
-            try:
-                with self._waits.on("the weights to start from", WORKER, DEADLINE_S[type(how)]):
-                    event, _ = await self._running().call(how, fds=fds)
-                break
-            except WorkerLost:
-                self._set_up.clear()
+        from_blob = how.checkpoint.digest if isinstance(how, wire.StartFromCheckpoint) else None
+        async with self._store.opened(from_blob) as fds:
+            while True:
+                await self._set_up.wait()
+                try:
+                    with self._waits.on("the weights to start from", WORKER, DEADLINE_S[type(how)]):
+                        event, _ = await self._running().call(how, fds=fds)
+                    break
+                except WorkerLost:
+                    self._set_up.clear()
         if not isinstance(event, wire.Ready):
             raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
         self._started = True
         self.began_at = event.weights
-        _log_ready(event, self.pid)
+        log_ready(event, self.pid)
         return event
 
     async def take_over(self, how: wire.StartFromCheckpoint) -> wire.Ready:
-        """Go over to a member's weights, held in the arena; what was asked before is void.
+        """Go over to a member's weights, held in the store; what was asked before is void.
 
         Raises:
             StartRefused: it cannot; it is where it was.
         """
-        event, _ = await self._running().call(how, fds=self._checkpoint_fds(how))
+        async with self._store.opened(how.checkpoint.digest) as fds:
+            event, _ = await self._running().call(how, fds=fds)
         if not isinstance(event, wire.Ready):
             raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
-        _log_ready(event, self.pid)
+        log_ready(event, self.pid)
         return event
 
     async def inner(self, round: Round, steps: int) -> InnerResult:
@@ -224,6 +240,11 @@ class Learner:
         """Let `inner` return at the next step boundary."""
         if self._life:
             self._life.tell(wire.CloseInner())
+
+    def change(self, settings: ChangeSettings) -> None:
+        """What the creator has changed: for a worker that runs now."""
+        if self._life:
+            self._life.tell(settings)
 
     async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
         """Digest and size of a fragment's payload of `round`, which the arena then holds.
@@ -254,8 +275,8 @@ class Learner:
 
     async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
         """spsa: measure so many steps."""
-        life = self._running()
-        sampled, _ = await life.ask(wire_spsa.Sample(boot, step, steps), wire_spsa.Sampled)
+        command = wire_spsa.Sample(boot, step, steps)
+        sampled, _ = await self._running().ask(command, wire_spsa.Sampled)
         return Sampled(sampled.step, sampled.scalars, sampled.tokens)
 
     async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
@@ -265,14 +286,27 @@ class Learner:
     async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
         """spsa: the name of the sum less these frames."""
         life = self._running()
-        parts = [
-            less[start : start + FRAMES_A_PACKET]
-            for start in range(0, max(len(less), 1), FRAMES_A_PACKET)
-        ]
-        for part in parts[:-1]:
-            await life.ask(wire_spsa.NameSum(part, True), wire_spsa.SumNamed)
-        named, _ = await life.ask(wire_spsa.NameSum(parts[-1], False), wire_spsa.SumNamed)
+        *parts, last = wire_spsa.naming(less)
+        for part in parts:
+            await life.ask(part, wire_spsa.SumNamed)
+        named, _ = await life.ask(last, wire_spsa.SumNamed)
         return named.sum
+
+    async def sketch(self, nonce: int, checkpoint: Checkpoint | None = None) -> Sketched:
+        """Our slow weights in short, or those of a checkpoint, before a start, too.
+
+        Raises:
+            StartRefused: the checkpoint is none of this run.
+        """
+        name = checkpoint.digest if checkpoint else None
+        if not self._started:
+            await self._set_up.wait()
+        with self._waits.on("a sketch of weights", WORKER, DEADLINE_S[MakeSketch]):
+            async with self._store.opened(name) as fds:
+                event, _ = await self._running().call(MakeSketch(nonce, checkpoint), fds=fds)
+        if not isinstance(event, Sketched):
+            raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
+        return event
 
     async def evaluate(self) -> float:
         """Validation loss of the slow weights, nats per byte."""
@@ -281,15 +315,20 @@ class Learner:
         return evaluated.nats_per_byte
 
     async def export(self) -> Checkpoint:
-        """Slow weights and outer momentum of now, held in the arena under their digest.
+        """Slow weights and outer momentum of now, held in the store under their name.
 
         Raises:
-            ArenaFull: there is no room for them.
+            NoSpace: there is no room for them.
         """
         with self._waits.on("a checkpoint for a joiner", WORKER, DEADLINE_S[wire.Export]):
             exported, fds = await self._running().ask(wire.Export(), wire.Exported)
-        checkpoint = exported.checkpoint
-        self._adopt(checkpoint.digest, checkpoint.size_bytes, fds)
+        checkpoint, fd = exported.checkpoint, _the_one(fds)
+        try:
+            ref = await self._store.put_memory(fd, checkpoint.size_bytes)
+        finally:
+            os.close(fd)
+        if ref.digest != checkpoint.digest:
+            raise LocalProtocolError("the worker handed over another checkpoint than it names")
         return checkpoint
 
     def _running(self) -> WorkerLife:
@@ -297,21 +336,11 @@ class Learner:
             raise WorkerLost("the worker is being replaced")
         return self._life
 
-    def _checkpoint_fds(self, how: wire.Start) -> tuple[int, ...]:
-        if isinstance(how, wire.StartFromCheckpoint):
-            return (self._arena.fd(how.checkpoint.digest),)
-        return ()
-
     def _adopt(self, digest: Digest, size_bytes: int, fds: tuple[int, ...]) -> None:
-        if len(fds) != 1:
-            raise LocalProtocolError(f"the worker handed over {len(fds)} memories, not one")
-        self._arena.adopt(digest, size_bytes, fds[0])
+        self._arena.adopt(digest, size_bytes, _the_one(fds))
 
 
-def _log_ready(ready: wire.Ready, pid: int | None) -> None:
-    log.info(
-        "worker ready: round=%d inner_step=%d weights=%s pid=%s",
-        *(ready.round, ready.inner_step, short(ready.weights), pid),
-    )
-    if ready.note:
-        log.warning("snapshot passed over: %s", ready.note)
+def _the_one(fds: tuple[int, ...]) -> int:
+    if len(fds) != 1:
+        raise LocalProtocolError(f"the worker handed over {len(fds)} memories, not one")
+    return fds[0]

@@ -11,19 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from node import joining
 from node import worker_wire as wire
-from node.blobstore import BlobStore
 from node.config import NodeConfig
 from node.founding import HeldRun
 from node.keys import DataDir
-from node.ports import Rpc
 from node.telemetry import Waits
+from node.transfers import FETCH_S, NotFetched, Transfers
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, short
 from protocol.spec import BlobRef, SignedSpec
 
 log = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
+"""Until members are asked again for a blob that none of them gave."""
 
 
 class Finder(Protocol):
@@ -62,8 +63,7 @@ async def worker_setup(
     *,
     config: NodeConfig,
     directory: DataDir,
-    store: BlobStore,
-    caller: Rpc,
+    transfers: Transfers,
     peers: Callable[[], Sequence[PeerId]],
     waits: Waits,
 ) -> wire.Setup:
@@ -85,9 +85,7 @@ async def worker_setup(
         )
 
     async def blob(what: str, ref: BlobRef) -> Path:
-        return await joining.fetch_blob(
-            what, ref, run=held.run, store=store, caller=caller, peers=peers, waits=waits
-        )
+        return await fetch_blob(what, ref, transfers=transfers, peers=peers, waits=waits)
 
     tokenizer = await blob("the tokenizer", data.tokenizer)
     validation = await blob("the validation text", data.validation)
@@ -106,3 +104,31 @@ async def worker_setup(
         threads=config.threads,
         nice=config.nice,
     )
+
+
+async def fetch_blob(
+    what: str,
+    ref: BlobRef,
+    *,
+    transfers: Transfers,
+    peers: Callable[[], Sequence[PeerId]],
+    waits: Waits,
+) -> Path:
+    """The file of a blob of the spec, from disk or from whichever members have it.
+
+    Raises:
+        NoSpace: it does not fit.
+    """
+    if path := await transfers.store.path(ref.digest):
+        return path
+    while True:
+        try:
+            with waits.on(what, "any member", FETCH_S):
+                path = await transfers.fetch(ref, peers, deadline_s=FETCH_S)
+        except NotFetched as error:
+            log.info("not fetched yet: what=%s reason=%s", what, error)
+            with waits.on(f"a member that has {what}", "any member", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+        else:
+            log.info("fetched: what=%s bytes=%d", what, ref.size_bytes)
+            return path

@@ -12,40 +12,41 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from crdt.author import MAX_JUMP, Author
-from crdt.membership import ANSWERING, TRAINING, Standing, candidates, standings
+from crdt.membership import Standing, candidates, standings, states_of
 from crdt.replica import Replica
 from crdt.schema import Content
 from crdt.schema import Member as MemberFacts
-from node import founding, joining
+from node import founding
 from node import worker_wire as wire
 from node.arena import Arena
-from node.blobstore import BlobStore
-from node.bridge import Bridge
-from node.config import NodeConfig
+from node.blob_providers import BlobProviders
+from node.control import Control
 from node.discovery import Discovery
+from node.donors import Donors
 from node.exchange import Exchange
 from node.founding import HeldRun
 from node.journal import Journal
-from node.keys import DataDir
 from node.materials import first_contact, worker_setup
 from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
+from node.protection import Protection, Surroundings
 from node.record_files import RecordFiles
 from node.records import Records
-from node.rpc import Refused, Rpc
+from node.rpc import Refused
 from node.services import Services
-from node.telemetry import Waits
-from node.training import Training
-from protocol.algorithms import SpsaConfig
-from protocol.envelope import Signer
+from node.tally import Tally
+from node.training import BEGUN, Training
+from node.transfers import Transfers
+from node.world import World
 from protocol.ids import PeerId, Round, short
 from protocol.messages import Checkpoint
 from protocol.spec import RunSpec
+from protocol.witness import Sketch
 from trainers.events import Received
 
 log = logging.getLogger(__name__)
@@ -55,23 +56,6 @@ GOODBYE_S = 1.0
 BOOT_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What the node gives to its run."""
-
-    config: NodeConfig
-    directory: DataDir
-    signer: Signer
-    bridge: Bridge
-    rpc: Rpc
-    addrs: Callable[[], tuple[str, ...]]
-    """Where others may dial this node now, the best first."""
-    store: BlobStore
-    waits: Waits
-    clock: Callable[[], float]
-    """Monotonic seconds."""
-
-
 class Member:
     """One per node and run.  Everything happens in the one event loop."""
 
@@ -79,6 +63,8 @@ class Member:
         self.held = held
         self.training: Training | None = None
         self.records: Records | None = None
+        self.control: Control | None = None
+        self.protection: Protection | None = None
         self._world = world
         self._me = world.signer.peer
         self._boot = secrets.token_bytes(BOOT_BYTES)
@@ -86,7 +72,8 @@ class Member:
         self._arena = Arena(world.config.memory_bytes)
         self.services: Services | None = None
         view = PresenceView(held.run, self._me, self._rng)
-        self.journal = Journal(self._me, world.waits, self._write, speak=self._entered)
+        tally = Tally(world.directory.tally)
+        self.journal = Journal(self._me, world.waits, self._write, self._entered, tally)
         self.presence = PresenceService(
             run=held.run,
             signer=world.signer,
@@ -118,6 +105,24 @@ class Member:
             rng=self._rng,
         )
 
+        self._providers = BlobProviders(
+            held.run,
+            world.bridge,
+            self._discovery,
+            whole=world.store.whole,
+            waits=world.waits,
+            clock=world.clock,
+        )
+        self._transfers = Transfers(
+            run=held.run,
+            caller=world.rpc,
+            store=world.store,
+            blame=self.blame,
+            is_relayed=world.bridge.is_relayed,
+            rng=self._rng,
+            holders=self._providers.holders,
+        )
+
     async def run(self) -> None:
         """Be a member until cancelled."""
         try:
@@ -125,13 +130,24 @@ class Member:
                 tasks.create_task(self._discovery.run(), name="discovery")
                 spec = await self._spec()
                 self.records = self._new_records(spec)
-                self._serve(self.records)
+                self.control = Control(
+                    spec, self._me, self.records, self.presence.live, self.journal
+                )
+                self.protection = self._new_protection(spec)
+                self._serve(self.records, self.protection)
                 tasks.create_task(self.records.run(), name="records")
                 tasks.create_task(self.presence.run(), name="presence")
-                self.training = self._new_training(spec, await self._setup())
+                tasks.create_task(self._providers.run(), name="providers")
+                tasks.create_task(self.protection.run(), name="protection")
+                tasks.create_task(self.control.run(), name="control")
+                setup = await self._setup()
+                self.training = self._new_training(spec, setup, self.protection)
                 self._candidates_changed()
+                await self.control.begin(self.training, is_new=self.held.is_new)
                 await self.training.run(is_new=self.held.is_new)
         finally:
+            if self.protection:
+                self.protection.close()
             self._arena.close()
 
     def blame(self, peer: PeerId, reason: str) -> None:
@@ -180,7 +196,27 @@ class Member:
             rng=self._rng,
         )
 
-    def _serve(self, records: Records) -> None:
+    def _new_protection(self, spec: RunSpec) -> Protection:
+        world = self._world
+        around = Surroundings(
+            run=self.held.run,
+            signer=world.signer,
+            boot=self._boot,
+            caller=world.rpc,
+            directory=world.directory.worker,
+            memory_bytes=world.config.protection_bytes,
+            store=world.store,
+            live=self.presence.live,
+            addrs=world.addrs,
+            is_relayed=world.bridge.is_relayed,
+            blame=self.blame,
+            waits=world.waits,
+            clock=world.clock,
+            unix_s=time.time,
+        )
+        return Protection(spec, around)
+
+    def _serve(self, records: Records, protection: Protection) -> None:
         """From now on this node answers as a member."""
         signed = self.held.signed
         assert signed is not None
@@ -193,8 +229,11 @@ class Member:
             presence=self.presence.handle,
             records=records.handle,
             checkpoint=self._checkpoint,
+            sketch=self._sketch,
+            weights=self.journal.past.get,
             arena=self._arena,
             blobs=self._world.store,
+            protection=protection,
         )
         self.services.serve_on(self._world.rpc)
         self._discovery.announce()
@@ -207,22 +246,13 @@ class Member:
             self._me,
             config=world.config,
             directory=world.directory,
-            store=world.store,
-            caller=world.rpc,
+            transfers=self._transfers,
             peers=self._live_peers,
             waits=world.waits,
         )
 
-    def _new_training(self, spec: RunSpec, setup: wire.Setup) -> Training:
+    def _new_training(self, spec: RunSpec, setup: wire.Setup, protection: Protection) -> Training:
         world = self._world
-        fetch_checkpoint = partial(
-            joining.fetch_checkpoint,
-            run=self.held.run,
-            spec=spec,
-            caller=world.rpc,
-            arena=self._arena,
-            waits=world.waits,
-        )
         return Training(
             spec=spec,
             signer=world.signer,
@@ -230,6 +260,8 @@ class Member:
             setup=setup,
             socket_path=world.directory.root / "worker.sock",
             arena=self._arena,
+            store=world.store,
+            donors=Donors(spec, self._transfers, world.waits),
             exchange=Exchange(
                 run=self.held.run,
                 signer=world.signer,
@@ -241,8 +273,9 @@ class Member:
             ),
             journal=self.journal,
             live=self.presence.live,
-            fetch_checkpoint=fetch_checkpoint,
+            recover=protection.recover,
             clock=world.clock,
+            rng=self._rng,
         )
 
     def _entered(self) -> None:
@@ -281,10 +314,12 @@ class Member:
     def _standings(self) -> tuple[Standing, ...]:
         views = self.records.views() if self.records else {}
         spec = self.training.spec if self.training else None
-        states = ANSWERING if spec and isinstance(spec.trainer, SpsaConfig) else TRAINING
+        states = states_of(spec.trainer if spec else None)
         return standings(views, self.presence.live(), me=self._me, states=states)
 
     def _candidates_changed(self) -> None:
+        if self.control:
+            self.control.look()
         if self.training and self.records:
             self.training.members_changed(candidates(self._standings()))
 
@@ -295,12 +330,15 @@ class Member:
             await self.presence.meet(peer)
 
     async def _received(self, event: Received) -> None:
-        if not self.training or self.journal.state not in ("training", "finished"):
+        if not self.training or self.journal.state not in BEGUN:
             raise Refused("not-ready", f"this node is {self.journal.state}")
         await self.training.received(event)
 
     async def _checkpoint(self) -> Checkpoint | None:
-        return await self.training.checkpoint() if self.training else None
+        return await self.training.offers.checkpoint() if self.training else None
+
+    async def _sketch(self, nonce: int) -> Sketch | None:
+        return await self.training.offers.sketch(nonce) if self.training else None
 
 
 def _joined(content: Content, *, name: str, round: Round) -> Content:
@@ -309,5 +347,4 @@ def _joined(content: Content, *, name: str, round: Round) -> Content:
 
 
 def _left(content: Content) -> Content:
-    member = content.member and replace(content.member, status="left")
-    return replace(content, member=member)
+    return replace(content, member=content.member and replace(content.member, status="left"))

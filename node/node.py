@@ -19,18 +19,20 @@ from node import api, founding
 from node.blobstore import BlobStore
 from node.bridge import Bridge
 from node.config import BootstrapOnly, CreateRun, JoinRun, Mode, NodeConfig, Resume
+from node.control import order_of
 from node.founding import HeldRun
 from node.keys import DataDir
-from node.member import Member, World
+from node.member import Member
 from node.reach import Reach
 from node.reachability import is_global
 from node.rpc import Rpc
 from node.run_file import read_run_file
 from node.signals import on_stop
-from node.status import peers_of, status_of
+from node.status import contributions_of, peers_of, status_of
 from node.telemetry import Waits
 from node.upnp import PortMapping
-from protocol.errors import PeerUnavailable
+from node.world import World
+from protocol.errors import ConfigError, PeerUnavailable
 from protocol.ids import PeerId, short
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ class Node:
                 for addr in self._config.bootstrap:
                     tasks.create_task(self._keep_connected(addr))
             return
-        store = BlobStore(self._directory.blobs, self._config.disk_bytes, blame=self._on_blame)
+        store = BlobStore(self._directory.blobs, self._config.disk_bytes)
         await store.open()
         held = await self._held(mode, store)
         world = World(
@@ -233,6 +235,17 @@ class Node:
     def peers(self) -> Sequence[Mapping[str, object]]:
         """See `node.api.PeerStatus`."""
         return peers_of(self.member, self._bridge.links(), self._bridge.traffic_of)
+
+    def contributions(self) -> Mapping[str, object]:
+        """See `node.api.Contributions`."""
+        return contributions_of(self.member)
+
+    async def order(self, order: Mapping[str, object]) -> str:
+        """See `node.control.Control.order`."""
+        control = self.member.control if self.member else None
+        if control is None:
+            raise ConfigError("this node knows no run yet, expected the creator's; try again later")
+        return await control.order(order_of(order))
 
     async def leave(self) -> None:
         """Say goodbye to the run and stop."""

@@ -18,8 +18,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import count
 
 from crdt import sync
 from crdt.author import Author
@@ -27,26 +25,19 @@ from crdt.replica import Replica
 from crdt.schema import Content, NoView, View
 from node.ports import Rpc
 from node.record_files import RETRY_S, RecordFiles
+from node.record_sync import RecordSync
 from node.telemetry import Waits
 from protocol import check
-from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
+from protocol.errors import LocalProtocolError, Malformed
 from protocol.ids import Digest, PeerId, short
-from protocol.rpc import RECORDS, RecordCall
+from protocol.rpc import RecordCall
 
 log = logging.getLogger(__name__)
 
-SYNC_S = 1.0
-"""Between two comparisons; equal replicas spend 0.3 KB on one."""
-SYNC_DEADLINE_S = 30.0
-"""Of one whole comparison: a joiner fetches up to 8 MB of records in one."""
-PUSH_DELAY_S = 0.1
-"""News of this long travel in one push.  A guess: small beside a round."""
-FAN_OUT = 3
-"""Peers pushed to.  ln(64) < 3 + one comparison a second: a guess, nobody is left out long."""
-MAX_PUSHES = 8
-"""Pushes under way; one more is skipped, its entries are found by comparing."""
 ASK_S = 5.0
 """How long we ask peers for our own record before we write the first time."""
+ASK_ONE_S = 1.0
+"""Of it for one peer: one that has just died must not take the time of the others."""
 ASK_PEERS = 3
 """Answers that are enough.  A guess: one may have joined a second ago."""
 ASK_TICK_S = 0.2
@@ -54,8 +45,8 @@ MAX_EARLY = 64
 """Changes that wait for our own record; a round takes longer than `ASK_S`."""
 MAX_EARLY_BLAMES = 32
 """Waiting changes beyond which no blame is added: peers must not take the room of our own."""
-SAVE_TICKS = 5
-"""Records of others are saved every so many comparisons; a kill loses no more than that."""
+SAVE_S = 5.0
+"""Between two times that records of others are saved; a kill loses no more than that."""
 WRITE_S = 1.0
 """Between two entries of ours; what is written meanwhile comes together in the next one.  Also
 the pace at which two nodes with one key would fight over their record."""
@@ -92,29 +83,26 @@ class Records:
         self._me = author.signer.peer
         self._replica = replica
         self._files = files
-        self._rpc = rpc
         self._peers = peers
         self._changed = changed
-        self._blame = blame
         self._waits = waits
         self._rng = rng
         self._content: Content | None = None
         """What our record is to say; None until we know what it says."""
+        self._base = Content()
+        """What it said when we began: our own changes are what has come since."""
         self._early: list[Change] = []
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._news_here = asyncio.Event()
-        self._spread = asyncio.Event()
-        """Nothing is to be pushed, and no push is under way."""
-        self._news = sync.Parcel()
         self._unsaved: set[PeerId] = set()
-        self._pushing: set[PeerId] = set()
+        self._sync = RecordSync(
+            replica, rpc, peers=peers, merged=self._notice, blame=blame, rng=rng
+        )
         files.load(replica)
         replica.take_changed()
         self._on_disk = replica.record(self._me)
         self._settled.set()
-        self._spread.set()
 
     def views(self) -> dict[PeerId, View]:
         """What every author says, or why there is nothing to read; sorted."""
@@ -150,11 +138,12 @@ class Records:
     async def flush(self, deadline_s: float) -> bool:
         """Have all on disk and a few peers told, with no pause from now on; False if too slow."""
         self._hurry.set()
+        self._sync.hurry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 await self._settled.wait()
-                await self._spread.wait()
-        return self._settled.is_set() and self._spread.is_set()
+                await self._sync.spread.wait()
+        return self._settled.is_set() and self._sync.spread.is_set()
 
     async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
         """Serve `records/1`.
@@ -164,20 +153,15 @@ class Records:
         """
         if call.run != self._replica.run:
             raise Malformed(f"records of the run {short(call.run)}, this is another one")
-        try:
-            body, news = sync.answer(self._replica, call.body)
-            self._forward(news)
-        finally:
-            self._notice()
-        return RecordCall(call.run, body)
+        return RecordCall(call.run, self._sync.answer(call.body))
 
     async def run(self) -> None:
         """Write, push, compare and save until cancelled; then save once more."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write_own(), name="records: write")
-                tasks.create_task(self._push(tasks), name="records: push")
-                tasks.create_task(self._compare(), name="records: compare")
+                tasks.create_task(self._sync.run(), name="records: others")
+                tasks.create_task(self._save_others(), name="records: save")
         finally:
             self._files.close([self._replica.record(other) for other in sorted(self._unsaved)])
 
@@ -187,7 +171,7 @@ class Records:
         with self._waits.on("our own record", "any member", ASK_S):
             await self._ask_for_own()
         view = self._replica.view(self._me)
-        content = Content() if isinstance(view, NoView) else view
+        content = self._base = Content() if isinstance(view, NoView) else view
         for change in self._early:
             content = change(content)
         self._content = content
@@ -195,7 +179,7 @@ class Records:
         while True:
             await self._due.wait()
             self._due.clear()
-            if not await self._publish(self._content):
+            if not await self._publish():
                 await asyncio.sleep(RETRY_S)
                 self._due.set()
             elif not self._due.is_set():
@@ -217,11 +201,9 @@ class Records:
                 continue
             peer = self._rng.choice(peers)
             asked.add(peer)
-            body = await self._call(peer, sync.newest_request(self._me), left)
-            if body is not None:
-                answers += self._took(peer, partial(sync.merge_newest, self._replica, body))
+            answers += await self._sync.fetch(peer, self._me, min(left, ASK_ONE_S))
 
-    async def _publish(self, content: Content) -> bool:
+    async def _publish(self) -> bool:
         """Sign what our record lacks, save it, then show it; False if the disk refuses."""
         record = self._replica.record(self._me)
         if record.proof and self._on_disk != record:
@@ -238,7 +220,9 @@ class Records:
                 record.newest_epoch,
                 self._on_disk.newest_epoch,
             )
-        entry = self._author.next(record, content, is_lost=is_lost)
+            self._build_on(self._replica.view(self._me))
+        assert self._content is not None
+        entry = self._author.next(record, self._content, is_lost=is_lost)
         aim = record.merged(entry) if entry else record
         if aim != self._on_disk:
             if not await self._files.saved([aim], durable=True):
@@ -248,58 +232,14 @@ class Records:
             self._due.set()  # peers had more of our record: this entry is never shown
         elif entry:
             self._replica.merge(entry)
-            self._forward(sync.Parcel((entry,)))
+            self._sync.forward(sync.Parcel((entry,)))
             self._notice()
         return True
 
-    # --- other peers --------------------------------------------------------------------
-
-    async def _compare(self) -> None:
-        for ticks in count(1):
-            await asyncio.sleep(SYNC_S)
-            if peers := self._peers():
-                peer = self._rng.choice(peers)
-                try:
-                    async with asyncio.timeout(SYNC_DEADLINE_S):
-                        await self._compare_with(peer)
-                except TimeoutError:
-                    log.debug("records not compared: peer=%s slow", short(peer))
-            if ticks % SAVE_TICKS == 0 and self._unsaved:
-                await self._save_others()
-
-    async def _compare_with(self, peer: PeerId) -> None:
-        """Make our replica and the peer's equal; what came in before a failure stays."""
-        session = sync.Sync(self._replica)
-        while (request := session.body) is not None:
-            body = await self._call(peer, request, RECORDS.deadline_s)
-            if body is None or not self._took(peer, partial(session.answered, body)):
-                return
-
-    async def _push(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            await self._news_here.wait()
-            await self._pause(PUSH_DELAY_S)
-            self._news_here.clear()
-            free = [peer for peer in self._peers() if peer not in self._pushing]
-            if self._pushing and not free:
-                continue  # until a push is over
-            body, self._news = sync.push_request(self._news), sync.Parcel()
-            room = min(FAN_OUT, MAX_PUSHES - len(self._pushing), len(free))
-            for peer in self._rng.sample(free, room):
-                self._pushing.add(peer)
-                tasks.create_task(self._push_to(peer, body), name="records: one push")
-            self._note_spread()
-
-    async def _push_to(self, peer: PeerId, body: bytes) -> None:
-        await self._call(peer, body, RECORDS.deadline_s)
-        self._pushing.discard(peer)
-        self._note_spread()
-
-    def _note_spread(self) -> None:
-        if self._news:
-            self._news_here.set()
-        elif not self._pushing:
-            self._spread.set()
+    def _build_on(self, found: View) -> None:
+        """Peers hold more of our record than we began with: our own changes come on top."""
+        if isinstance(found, Content) and self._content is not None:
+            self._content, self._base = self._content.moved(self._base, found), found
 
     async def _pause(self, pause_s: float) -> None:
         """Wait so long, or until `flush`."""
@@ -307,33 +247,7 @@ class Records:
             async with asyncio.timeout(pause_s):
                 await self._hurry.wait()
 
-    def _forward(self, news: sync.Parcel) -> None:
-        """Have news pushed; what does not fit is dropped and found by comparing."""
-        entries, proofs = self._news.entries, self._news.proofs
-        self._news = sync.fitting((*entries, *news.entries), (*proofs, *news.proofs))
-        if self._news:
-            self._news_here.set()
-            self._spread.clear()
-
-    async def _call(self, peer: PeerId, body: bytes, deadline_s: float) -> bytes | None:
-        """The body of the answer; None if there is none."""
-        call = RecordCall(self._replica.run, body)
-        try:
-            return (await self._rpc.call(peer, RECORDS, call, deadline_s=deadline_s)).body
-        except (PeerUnavailable, RemoteProtocolError) as error:  # blamed where it was found
-            log.debug("records not exchanged: %s", error)
-        return None
-
-    def _took(self, peer: PeerId, merge: Callable[[], None]) -> bool:
-        """Merge what `peer` answered; False, and it is blamed, if that is malformed."""
-        try:
-            merge()
-        except Malformed as error:
-            self._blame(peer, f"answered {RECORDS.name} with {error}")
-            return False
-        finally:
-            self._notice()
-        return True
+    # --- other peers --------------------------------------------------------------------
 
     def _notice(self) -> None:
         """Tell and note which records changed."""
@@ -344,7 +258,9 @@ class Records:
             self._changed(changed)
 
     async def _save_others(self) -> None:
-        due, self._unsaved = self._unsaved, set()
-        records = [self._replica.record(author) for author in sorted(due)]
-        if not await self._files.saved(records, durable=False):
-            self._unsaved |= due
+        while True:
+            await asyncio.sleep(SAVE_S)
+            due, self._unsaved = self._unsaved, set()
+            records = [self._replica.record(author) for author in sorted(due)]
+            if due and not await self._files.saved(records, durable=False):
+                self._unsaved |= due

@@ -16,6 +16,7 @@ from protocol.algorithms import TrainerConfig
 from protocol.errors import ConfigError
 from protocol.ids import Digest, PeerId, peer_id
 from protocol.model import GptConfig, InnerConfig
+from protocol.shards import ProtectionConfig
 from protocol.spec import BlobRef, DataConfig, RunSpec
 
 CORPORA = ("shakespeare", "pydoc")
@@ -29,8 +30,9 @@ _RUN_KEYS: dict[str, Any] = {
     "min_members": int,
     "start_deadline_s": float,
     "private": bool,
+    "changeable": tuple[str, ...],
 }
-_RUN_TABLES = ("model", "inner", "trainer")
+_RUN_TABLES = ("model", "inner", "trainer", "protection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class RunDraft:
     model: GptConfig
     inner: InnerConfig
     trainer: TrainerConfig
+    protection: ProtectionConfig | None = None
+    changeable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._blank()  # for its checks
@@ -98,6 +102,8 @@ class RunDraft:
             inner=self.inner,
             trainer=self.trainer,
             data=data,
+            protection=self.protection,
+            changeable=self.changeable,
         )
 
 
@@ -121,15 +127,25 @@ def read_run_file(path: Path) -> RunDraft:
             "private": False,
         }
         tables = {name: _table(name, table.get(name, {})) for name in _RUN_TABLES}
+        trainer = trainer_section(path, tables["trainer"])
+        given["changeable"] = tuple(sorted(given.get("changeable", trainer.changeable)))
         return RunDraft(
             **(draft | given),
             data=data,
             model=section(path, "model", GptConfig, tables["model"]),
             inner=section(path, "inner", InnerConfig, tables["inner"]),
-            trainer=trainer_section(path, tables["trainer"]),
+            trainer=trainer,
+            protection=_protection(path, table.get("protection")),
         )
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; correct it and start again") from None
+
+
+def _protection(path: Path, table: object) -> ProtectionConfig | None:
+    """Off unless there is a table [protection], if only an empty one."""
+    if table is None:
+        return None
+    return section(path, "protection", ProtectionConfig, _table("protection", table))
 
 
 def _table(name: str, table: object) -> dict[str, object]:

@@ -14,12 +14,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from node.blobstore import Held
 from node.rpc import Refused
 from protocol import codec, hello, rpc
 from protocol.envelope import Domain, Signer, verify
-from protocol.ids import Digest, PeerId, RunId, short
+from protocol.ids import Digest, PeerId, Round, RunId, short
+from protocol.manifest import CHUNK_BYTES
 from protocol.messages import MAX_MESSAGE_BYTES, Checkpoint, Message
+from protocol.shards import Holding, Offers, ProtectCall, ShardCall, ShardsCall
 from protocol.spec import SignedSpec
+from protocol.witness import Sketch, SketchCall, Weights, WeightsCall
 from trainers.events import Received
 
 log = logging.getLogger(__name__)
@@ -52,8 +56,21 @@ class Arena(Protocol):
 class Blobs(Protocol):
     """Blobs on disk."""
 
+    def held(self, digest: Digest) -> Held | None:
+        """What is here of a blob, whole or not; None: nothing."""
+
     async def read(self, digest: Digest, offset: int, length: int) -> bytes | None:
-        """These bytes of a verified blob, fewer at its end; None if it is not here."""
+        """These bytes of a right chunk, fewer at its end; None if it is not here."""
+
+
+class Protection(Protocol):
+    """Shards of members' snapshots; see `node.protection`."""
+
+    async def protect(self, peer: PeerId, call: ProtectCall) -> Holding: ...
+
+    async def shards(self, peer: PeerId, call: ShardsCall) -> Offers: ...
+
+    async def shard(self, peer: PeerId, call: ShardCall) -> memoryview: ...
 
 
 class Services:
@@ -70,14 +87,19 @@ class Services:
         presence: Callable[[PeerId, rpc.PresenceCall], Awaitable[rpc.PresenceCall]],
         records: Callable[[PeerId, rpc.RecordCall], Awaitable[rpc.RecordCall]],
         checkpoint: Callable[[], Awaitable[Checkpoint | None]],
+        sketch: Callable[[int], Awaitable[Sketch | None]],
+        weights: Callable[[Round], Digest | None],
         arena: Arena,
         blobs: Blobs,
+        protection: Protection,
     ) -> None:
         """
         Args:
             secret: of a private run, else empty.
             received: takes a round message; may wait, so that a busy node is read slower.
-            checkpoint: what a joiner may start from, its blob in `arena` or `blobs`.
+            sketch: of our slow weights under a nonce; None: there are none yet.
+            weights: the hash of our slow weights after a round; None: not known.
+            checkpoint: what a joiner may start from, its bytes in `blobs`.
         """
         self._run = run
         self._spec = spec
@@ -87,8 +109,11 @@ class Services:
         self._presence = presence
         self._records = records
         self._checkpoint = checkpoint
+        self._sketch = sketch
+        self._weights = weights
         self._arena = arena
         self._blobs = blobs
+        self._protection = protection
         self._admitted: dict[PeerId, None] = {}
         self.served: Counter[int] = Counter()
         """Bytes of payloads sent to who asked for them, by the length of the payload."""
@@ -104,8 +129,14 @@ class Services:
         server.serve(rpc.PRESENCE, self.presence)
         server.serve(rpc.RECORDS, self.records)
         server.serve(rpc.CHECKPOINT, self.checkpoint)
+        server.serve(rpc.SKETCH, self.sketch)
+        server.serve(rpc.WEIGHTS, self.weights)
         server.serve(rpc.FETCH, self.fetch)
+        server.serve(rpc.BLOB_INFO, self.blob_info)
         server.serve(rpc.BLOB, self.blob)
+        server.serve(rpc.PROTECT, self.protect)
+        server.serve(rpc.SHARDS, self.shards)
+        server.serve(rpc.SHARD, self.shard)
 
     def admit(self, peer: PeerId) -> None:
         """`peer` has proved to be a member."""
@@ -153,6 +184,17 @@ class Services:
         body = codec.encode(newest)
         return rpc.SignedCheckpoint(body, self._signer.sign(Domain.CHECKPOINT, self._run, body))
 
+    async def sketch(self, peer: PeerId, call: SketchCall) -> Sketch:
+        self._check(peer, call.run)
+        made = await self._sketch(call.nonce)
+        if made is None:
+            raise Refused(NOT_HERE, "no weights here yet; ask another member, or later")
+        return made
+
+    async def weights(self, peer: PeerId, call: WeightsCall) -> Weights:
+        self._check(peer, call.run)
+        return Weights(self._weights(call.round))
+
     async def fetch(self, peer: PeerId, call: rpc.FetchCall) -> bytes:
         self._check(peer, call.run)
         if call.digest not in self._arena:
@@ -163,17 +205,33 @@ class Services:
         self.served[len(view)] += len(part)
         return part  # type: ignore[return-value]  # not copied: sent part by part
 
+    async def blob_info(self, peer: PeerId, call: rpc.BlobInfoCall) -> rpc.BlobInfo:
+        self._check(peer, call.run)
+        held = self._blobs.held(call.digest)
+        if held is None:
+            raise Refused(NOT_HERE, f"blob {short(call.digest)} is not here")
+        return rpc.BlobInfo(held.manifest if call.is_manifest_wanted else b"", held.chunks)
+
     async def blob(self, peer: PeerId, call: rpc.BlobCall) -> bytes:
         self._check(peer, call.run)
-        if call.digest in self._arena:
-            part = bytes(self._arena.view(call.digest)[call.offset : call.offset + call.length])
-        else:
-            read = await self._blobs.read(call.digest, call.offset, call.length)
-            if read is None:
-                raise Refused(NOT_HERE, f"blob {short(call.digest)} is not here")
-            part = read
+        part = await self._blobs.read(call.digest, call.offset, call.length)
+        if part is None:
+            chunk = f"chunk {call.offset // CHUNK_BYTES} of blob {short(call.digest)}"
+            raise Refused(NOT_HERE, f"{chunk} is not here")
         self._check_range("blob", call, len(part))
         return part
+
+    async def protect(self, peer: PeerId, call: ProtectCall) -> Holding:
+        self._check(peer, call.run)
+        return await self._protection.protect(peer, call)
+
+    async def shards(self, peer: PeerId, call: ShardsCall) -> Offers:
+        self._check(peer, call.run)
+        return await self._protection.shards(peer, call)
+
+    async def shard(self, peer: PeerId, call: ShardCall) -> bytes:
+        self._check(peer, call.run)
+        return await self._protection.shard(peer, call)  # type: ignore[return-value]  # not copied
 
     def _check_range(self, what: str, call: rpc.BlobCall | rpc.FetchCall, there: int) -> None:
         if there != call.length:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from protocol.changes import InForce
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Message
 from protocol.spsa import Frame
-from trainers.effects import ApplyOuter, Closed, Finished, Wait
+from trainers.effects import ApplyOuter, Closed, Finished, Paused, Unpaused, Wait
 from trainers.events import Resumed, Sampled
 
 
@@ -28,6 +29,9 @@ class Learner(Protocol):
 
     def close_inner(self) -> None:
         """Let `inner` end at the next step boundary, if it is under way."""
+
+    def change(self, changes: tuple[InForce, ...]) -> None:
+        """Settings that the creator has changed, before what belongs to such a round."""
 
     async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
         """Name and bytes of the payload, which can be served now.  Raises `WorkerLost`."""
@@ -85,6 +89,9 @@ class Journal(Protocol):
 
     def waiting(self, wait: Wait, for_s: float) -> None:
         """Print the one line of this wait, which ends in `for_s` seconds at most; show it."""
+
+    def held(self, held: Paused | Unpaused) -> None:
+        """The creator has paused the run here, or resumed it."""
 
     def finished(self, finished: Finished) -> None:
         """The last round is closed."""

@@ -15,26 +15,30 @@ from collections.abc import Callable
 from typing import Any
 
 from node.driver import CATCH_UP_S
-from node.sim_clock import Clock
+from node.sim_clock import Clock, world_time
 from node.sim_line import Line, Link
 from node.sim_links import Links
 from node.sim_peer import Conditions, Peer, Stats
 from node.sim_presence import Presence
-from node.sim_state import Saved
+from node.sim_records import RecordKeeping
+from node.sim_state import Origin, Saved
 from node.sim_worker import AnyLearner, Speed, Worker
 from protocol.ids import PeerId
 from protocol.messages import Accept, Have
+from protocol.spec import RunSpec
 from trainers.effects import (
     AddScalars,
     ApplyOuter,
     Blame,
     CatchUp,
+    ChangeSettings,
     Closed,
     CloseInner,
     Effect,
     Fetch,
     Finished,
     NameSum,
+    Paused,
     Publish,
     Release,
     RunInner,
@@ -42,6 +46,7 @@ from trainers.effects import (
     Send,
     SetTimer,
     Snapshot,
+    Unpaused,
     Wait,
 )
 from trainers.events import Event, TimerFired
@@ -68,6 +73,8 @@ class World:
         self.links = Links(self.clock, self.rng, self.peers, world, self._tell)
         self._do = self._table()
         self._presence = Presence(self.clock, self.rng, self.peers, self.lost, world, self._tell)
+        self.records: RecordKeeping | None = None
+        """Unless `keep_records`."""
 
     @property
     def conditions(self) -> Conditions:
@@ -77,6 +84,21 @@ class World:
     @conditions.setter
     def conditions(self, conditions: Conditions) -> None:
         self.links.conditions = self._presence.conditions = conditions
+        if self.records:
+            self.records.calls.conditions = conditions
+
+    def keep_records(self, spec: RunSpec, seed: int) -> RecordKeeping:
+        """Peers of this run have records from now on: each is to be opened."""
+        self.records = RecordKeeping(
+            spec,
+            seed=seed,
+            clock=self.clock,
+            peers=self.peers,
+            conditions=self.conditions,
+            live=self._presence.live,
+            blame=lambda me, peer, reason: self.blamed.append((me, peer, reason)),
+        )
+        return self.records
 
     # --- what happens to peers --------------------------------------------------------------
 
@@ -113,6 +135,24 @@ class World:
         self._seek(peer)
         return peer
 
+    def come_back(
+        self, id: PeerId, trainer: Trainer, learner: AnyLearner, speed: Speed, *, is_wiped: bool
+    ) -> Peer:
+        """A killed peer starts again under its key: from its own saved state, or as a joiner."""
+        old = self.lost.pop(id)
+        peer = self._new(id, trainer, learner, speed, _line_of(old))
+        peer.stats, peer.up, peer.down = old.stats, old.up, old.down
+        peer.came_at += old.came_at - old.gone_at
+        peer.skew_s = old.skew_s
+        peer.worker.still.go_on_from(old.worker.still)
+        self._presence.came_back(peer)
+        if is_wiped:
+            peer.starting = True
+            self._seek(peer)
+        else:
+            self._start(peer, old.worker.saved, Origin.OWN)
+        return peer
+
     def _seek(self, peer: Peer, found: Saved | None = None) -> None:
         if found:
             peer.starting = False
@@ -144,15 +184,16 @@ class World:
             line.relayed,
             self.clock.now,
             closed_at=self.clock.now,
+            started_at=self.clock.now,
         )
         return peer
 
-    def _start(self, peer: Peer, saved: Saved | None) -> None:
-        peer.worker.start(saved)
+    def _start(self, peer: Peer, saved: Saved | None, origin: Origin = Origin.GIVEN) -> None:
+        peer.worker.start(saved, origin)
         self._presence.changed(peer)
 
     def kill(self, id: PeerId) -> None:
-        """The peer is gone at once and for good."""
+        """The peer is gone at once."""
         self._presence.fell_silent(self._lose(id, self.clock.now))
 
     def leave(self, id: PeerId) -> None:
@@ -163,12 +204,16 @@ class World:
         peer = self.lost[id] = self.peers.pop(id)
         peer.alive, peer.silent_since, peer.gone_at = False, silent_since, self.clock.now
         self.links.break_off(peer)
+        if self.records:
+            self.records.lost(peer)
         return peer
 
     def freeze(self, id: PeerId) -> None:
         """The node handles nothing (SIGSTOP); its worker ends what it was asked for."""
         peer = self.peers[id]
         peer.backlog, peer.silent_since = [], self.clock.now
+        if self.records:
+            self.records.keepers[id].loop.pause()
         self.links.pause(peer)
         self._presence.fell_silent(peer)
 
@@ -176,6 +221,8 @@ class World:
         """The node goes on, and handles late all that came meanwhile."""
         peer = self.peers[id]
         backlog, peer.backlog, peer.silent_since = peer.backlog or [], None, math.inf
+        if self.records:
+            self.records.keepers[id].loop.resume()
         for event in backlog:
             late_s = CATCH_UP_S if isinstance(event, TimerFired) else 0.0
             self.clock.after(late_s, self._tell, peer, event)
@@ -193,9 +240,9 @@ class World:
 
     def heal(self) -> None:
         """Everyone reaches everyone."""
+        self._presence.heal()
         for peer in self.peers.values():
             peer.group = 0
-        self._presence.heal()
 
     def crash_worker(self, id: PeerId) -> None:
         """The worker dies with all it was doing, and comes back from its saved state."""
@@ -221,7 +268,9 @@ class World:
             me.backlog.append(event)
             return
         self.events += 1
-        effects = me.trainer.handle(event, self.clock.now)
+        if self.records:
+            self.records.told(me, event)
+        effects = me.trainer.handle(event, self.clock.now + me.skew_s)
         if self.trace:
             self.trace(self.clock.now, me.id, event, effects)
         for effect in effects:
@@ -237,7 +286,7 @@ class World:
         return {
             Send: self._send,
             SetTimer: self._set_timer,
-            Wait: lambda me, effect: me.wait_for(effect, self.clock.now),
+            Wait: lambda me, effect: me.wait_for(effect, self.clock.now + me.skew_s),
             Release: lambda me, effect: links.release(me, effect.digest),
             RunInner: lambda me, effect: me.worker.run_inner(effect.round, effect.steps),
             CloseInner: lambda me, _: me.worker.close_inner(),
@@ -251,7 +300,10 @@ class World:
             Publish: lambda me, effect: self._presence.publish(me, effect.decisions),
             Closed: self._closed,
             Finished: self._finished,
-            Blame: lambda me, effect: self.blamed.append((me.id, effect.peer, effect.reason)),
+            Paused: lambda me, _: None,  # no simulated run has a creator
+            Unpaused: lambda me, _: None,
+            ChangeSettings: lambda me, _: None,
+            Blame: self._blame,
         }
 
     def _send(self, me: Peer, effect: Send) -> None:
@@ -260,14 +312,33 @@ class World:
         self.links.send(me, effect)
 
     def _set_timer(self, me: Peer, effect: SetTimer) -> None:
-        self.clock.at(effect.at, self._tell, me, TimerFired(effect.timer))
+        at = world_time(effect.at, me.skew_s) if me.skew_s else effect.at
+        self.clock.at(at, self._tell, me, TimerFired(effect.timer))
+
+    def _blame(self, me: Peer, effect: Blame) -> None:
+        self.blamed.append((me.id, effect.peer, effect.reason))
+        if self.records:
+            self.records.asked(me, effect)
 
     def _closed(self, me: Peer, effect: Closed) -> None:
         me.stats.count(effect)
         me.closed_at = self.clock.now
-        me.wait_for(None, self.clock.now)
+        me.wait_for(None, self.clock.now + me.skew_s)
+        if self.records:
+            self.records.asked(me, effect)
 
     def _finished(self, me: Peer, effect: Finished) -> None:
         me.trains = False
-        me.wait_for(None, self.clock.now)
+        me.wait_for(None, self.clock.now + me.skew_s)
+        if self.records:
+            self.records.asked(me, effect)
         self._presence.changed(me)
+
+
+def _line_of(peer: Peer) -> Line:
+    return Line(
+        up_bytes_per_s=peer.up.capacity,
+        down_bytes_per_s=peer.down.capacity,
+        latency_s=peer.latency_s,
+        relayed=peer.relayed,
+    )

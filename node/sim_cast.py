@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,6 +63,17 @@ def toys_of(scenario: Scenario) -> Learners:
     return Toys(scenario.spec, targets)
 
 
+@dataclass(slots=True)
+class _Role:
+    """Who a peer is, however often it starts."""
+
+    group: str
+    number: int
+    signer: Signer
+    speed: Speed
+    starts: int = 1
+
+
 class Cast:
     """All peers that take part, now and later."""
 
@@ -73,6 +85,10 @@ class Cast:
         self._world = world
         self._groups = {group.name: group for group in scenario.groups}
         self._count = 0
+        self._roles: dict[PeerId, _Role] = {}
+        self._records = (
+            world.keep_records(scenario.spec, scenario.seed) if scenario.records else None
+        )
         for group in scenario.groups:
             for n in range(group.count):
                 is_relayed = n < round(group.relayed * group.count)
@@ -99,8 +115,23 @@ class Cast:
             peer = self._world.join(signer.peer, trainer, learner, speed, line)
         else:
             peer = self._world.add(signer.peer, trainer, learner, speed, line=line)
+        peer.skew_s = rng.uniform(*pair(group.clock_s))
         self.members[name].append(peer)
+        self._roles[peer.id] = _Role(name, number, signer, speed)
+        if self._records:
+            self._records.open(peer, Signer(signer.seed))
         return peer
+
+    def come_back(self, id: PeerId, *, is_wiped: bool) -> None:
+        """A killed peer starts again under its key."""
+        role, members = self._roles[id], self.members[self._roles[id].group]
+        trainer = machine_of(self._scenario.spec, role.signer, boot_of(id, role.starts))
+        role.starts += 1
+        learner = self._learners.learner(id, role.number)
+        place = [peer.id for peer in members].index(id)
+        members[place] = self._world.come_back(id, trainer, learner, role.speed, is_wiped=is_wiped)
+        if self._records:
+            self._records.open(members[place], Signer(role.signer.seed), is_wiped=is_wiped)
 
     def _signer(self, number: int) -> Signer:
         seed = hashlib.blake2b(f"{self._scenario.seed}|{number}".encode(), digest_size=32).digest()

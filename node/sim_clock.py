@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,14 @@ SLOT_S = 1 / 16
 """A power of two: a time divided by it and multiplied again is the same time."""
 
 Entry = tuple[float, int, Callable[..., None], tuple[Any, ...]]
+
+
+def world_time(when: float, skew_s: float) -> float:
+    """When a clock that is `skew_s` ahead shows `when`, or a little later: never an ulp before."""
+    at = when - skew_s
+    while at + skew_s < when:
+        at = math.nextafter(at, math.inf)
+    return at
 
 
 class Clock:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +52,26 @@ def main(options: Options) -> None:
             watcher.print(f"at {at:,.0f} virtual seconds after {told - began:.0f} s")
 
     gc.disable()  # nothing that a simulation makes is cyclic; looking for it takes a quarter
-    simulation = Simulation(scenario, learners_of(scenario))
-    report = simulation.run(on_point)
+    with _quiet():
+        report = Simulation(scenario, learners_of(scenario)).run(on_point)
     gc.enable()
     took_s = time.monotonic() - began
     console.print(tables(report))
     rate = report.events / took_s
     console.print(f"\n{report.events:,} events in {took_s:.1f} s: {rate:,.0f} events/s")
     _write(options, report)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what simulated nodes would warn their operators of, such as disks that are lost."""
+    log = logging.getLogger("node.records")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def learners_of(scenario: Scenario) -> Learners:

@@ -36,6 +36,15 @@ LEFT_BYTES = 0.5
 """A transfer with less than this to go is over: sums of floats end beside the mark."""
 
 
+def latency_s(world: Conditions, rng: random.Random, one: Peer, other: Peer) -> float:
+    """How long a message takes between these two, this time."""
+    least, most = world.latency_s
+    drawn_s = least + (most - least) * rng.random()
+    if one.relayed or other.relayed:
+        drawn_s += world.relay_latency_s
+    return drawn_s + one.latency_s + other.latency_s
+
+
 class Links:
     """All lines of a world, and what is under way on them."""
 
@@ -71,11 +80,11 @@ class Links:
             if self._happens(world.told):
                 self._fail(me, effect)
             return
-        latency_s = self._latency(me, target)
-        self._clock.after(latency_s, self._arrive, me, target, effect, size_bytes)
+        delay_s = self._latency(me, target)
+        self._clock.after(delay_s, self._arrive, me, target, effect, size_bytes)
         if world.doubled and self._rng.random() < world.doubled:
-            latency_s = self._latency(me, target)
-            self._clock.after(latency_s, self._arrive, me, target, effect, size_bytes)
+            delay_s = self._latency(me, target)
+            self._clock.after(delay_s, self._arrive, me, target, effect, size_bytes)
         if world.unsure and self._rng.random() < world.unsure:
             self._fail(me, effect)
 
@@ -327,12 +336,7 @@ class Links:
     # --- chance -----------------------------------------------------------------------------
 
     def _latency(self, one: Peer, other: Peer) -> float:
-        world = self.conditions
-        least, most = world.latency_s
-        drawn_s = least + (most - least) * self._rng.random()
-        if one.relayed or other.relayed:
-            drawn_s += world.relay_latency_s
-        return drawn_s + one.latency_s + other.latency_s
+        return latency_s(self.conditions, self._rng, one, other)
 
     def _draw(self, bounds: tuple[float, float]) -> float:
         return self._rng.uniform(*bounds)

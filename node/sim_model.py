@@ -22,7 +22,7 @@ from node import corpus
 from node.sim_learners import Learners, Measured
 from node.sim_spsa import SummedLearners
 from node.sim_worker import Refused
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from protocol.algorithms import LocalConfig, SpsaConfig, SyncConfig
 from protocol.errors import PayloadRefused
 from protocol.ids import Digest, PeerId, Round

@@ -66,12 +66,19 @@ class Stats:
     """Of weights that were taken over from others."""
     messages: int = 0
     """Sent."""
+    record_bytes: int = 0
+    """Sent in calls about records, asked and answered."""
     alone: dict[str, int] = field(default_factory=dict)
     """Missed exchanges by reason."""
     overdue: int = 0
     """Waits that lasted past their end."""
     overdue_s: float = 0.0
     """How long past it, all together."""
+
+    @property
+    def rounds(self) -> int:
+        """Closed."""
+        return self.made + self.missed
 
     def count(self, closed: Closed) -> None:
         """Take in the end of a round."""
@@ -98,6 +105,7 @@ class Stats:
             },
             overdue=self.overdue + other.overdue,
             overdue_s=self.overdue_s + other.overdue_s,
+            record_bytes=self.record_bytes + other.record_bytes,
         )
 
 
@@ -135,6 +143,7 @@ class Peer:
     """Its line's, see `node.sim_line.Line`."""
     relayed: bool
     came_at: float
+    """Later by as long as it was away."""
     gone_at: float = math.inf
     stats: Stats = field(default_factory=Stats)
     alive: bool = True
@@ -156,6 +165,10 @@ class Peer:
     doubts: dict[PeerId, Digest] = field(default_factory=dict)
     """Who may wait to see what this peer decided about which of its payloads."""
     closed_at: float = 0.0
+    skew_s: float = 0.0
+    """How far its clock is ahead of the world's."""
+    started_at: float = 0.0
+    """This process of it."""
     waiting: Wait | None = None
 
     def reaches(self, other: Peer | None) -> bool:

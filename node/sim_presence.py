@@ -15,10 +15,15 @@ from node.sim_clock import Clock
 from node.sim_peer import Conditions, Peer
 from protocol.ids import Digest, PeerId
 from protocol.messages import Accept, Decision, Have
-from trainers.events import DecisionsSeen, Event, MembersChanged
+from trainers import reanchor
+from trainers.events import DecisionsSeen, Event, LeftBehind, MembersChanged
+from trainers.noloco import Noloco
+from trainers.reanchor import AWAY_ROUNDS
 
 PRESENCE_TICK_S = 0.5
 """Views change on this grid, so that many joiners cost one look at the swarm."""
+AGAIN_S = 1.0
+"""Until who was away is told again, see `node.training`."""
 MAX_DOUBTS = 64
 """Peers remembered of one proposer: as many as can be seen at once."""
 
@@ -63,6 +68,11 @@ class Presence:
         self._lost = lost
         self._tell = tell
         self._cut_at = math.inf
+        self._healed_at = -math.inf
+        self._apart: dict[PeerId, int] = {}
+        """Parts before the last heal."""
+        self._back: set[PeerId] = set()
+        """New processes of peers that others may not have missed."""
         self._present: dict[PeerId, int] = {}
         """Who was there at the last look, with the part of the swarm that it was in."""
         self._parts: dict[int, Part] = {}
@@ -112,6 +122,11 @@ class Presence:
         """It came, or says something else: others see it soon."""
         self._look_after(self._delay(), (peer.id,))
 
+    def came_back(self, peer: Peer) -> None:
+        """A new process of it, which sees nobody yet; others may not have missed the old one."""
+        self._back.add(peer.id)
+        self.changed(peer)
+
     def fell_silent(self, peer: Peer) -> None:
         """It says nothing any more: others see it when its presence expires."""
         self._look_after(self.conditions.expiry_s, (peer.id,))
@@ -128,8 +143,9 @@ class Presence:
         self._look_after(self.conditions.expiry_s, self._peers)
 
     def heal(self) -> None:
-        """Everyone reaches everyone."""
-        self._cut_at = math.inf
+        """Everyone will reach everyone; told before they do."""
+        self._cut_at, self._healed_at = math.inf, self._clock.now
+        self._apart = {id: peer.group for id, peer in self._peers.items()}
         for peer in self._peers.values():
             self.publish(peer, peer.decisions)
         self._look_after(self._delay(), self._peers)
@@ -147,8 +163,9 @@ class Presence:
         gone, news = [], []
         for id in self._looks.pop(tick):
             before, part = self._present.get(id), self._part_of(id)
-            if before == part:
+            if before == part and id not in self._back:
                 continue
+            self._back.discard(id)
             if before is not None:
                 gone.append(id)
                 self._parts[before].discard(id)
@@ -173,6 +190,37 @@ class Presence:
             if id in self._peers:
                 around = self._parts.get(self._part(self._peers[id]), Part())
                 self._update(self._peers[id], around.ids, mine)
+        for id in news:
+            if id in self._peers:
+                self.compare_rounds(self._peers[id], AWAY_ROUNDS)
+
+    def compare_rounds(self, me: Peer, most: int) -> None:
+        """Who is left behind is told, again and again until it has caught up."""
+        if not (isinstance(me.trainer, Noloco) and me.alive and me.trains):
+            return
+        seen = {id: self._peers[id].worker.round for id in me.view if id in self._peers}
+        if source := reanchor.source(me.worker.round, seen, most):
+            self._tell(me, LeftBehind(source))
+            self._clock.after(AGAIN_S, self.compare_rounds, me, most)
+
+    def live(self, me: Peer) -> list[PeerId]:
+        """Whom the presence of a node shows: also those that train no more, or not yet."""
+        part = self._part(me)
+        others = (*self._peers.values(), *self._lost.values())
+        return sorted(
+            other.id
+            for other in others
+            if other is not me and self._part(other) == part and self._shows(me, other)
+        )
+
+    def _shows(self, me: Peer, other: Peer) -> bool:
+        """Neither has only just come, or come back, and `other` has not expired."""
+        now, slow_s = self._clock.now, self.conditions.presence_s[1]
+        met_at = max(me.started_at, other.started_at)
+        if self._apart.get(me.id, 0) != self._apart.get(other.id, 0):
+            met_at = max(met_at, self._healed_at)
+        is_met = met_at == 0.0 or now - met_at >= slow_s
+        return is_met and now - other.silent_since < self.conditions.expiry_s
 
     def _part_of(self, id: PeerId) -> int | None:
         """Where others see it; None: nowhere."""

@@ -12,6 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from node.view import size
+from protocol.ids import PeerId, short
+
+MAX_AUTHORS_SHOWN = 16
+"""Lines of a table that a person reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,57 @@ class LinkReport:
     """Of these, payloads and scalars; the others are messages and states of joiners."""
     state_bytes: int
     messages: int
+    record_bytes: int
+    """Sent about records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReport:
+    """Peers that could reach each other, and nobody else."""
+
+    peers: int
+    rounds: int
+    """Closed while the cut lasted, of all its peers together."""
+    rounds_least: int
+    """Of one of them."""
+    rounds_after: int
+    """Closed from the heal to the end."""
+    rounds_after_least: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutReport:
+    """One cut of the swarm."""
+
+    at_s: float
+    healed_at_s: float | None
+    parts: tuple[PartReport, ...]
+    equal_after_s: float | None
+    """From the heal until all peers held equal records; None: never, or there are no records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorReport:
+    """What one peer trained on, in tokens."""
+
+    peer: PeerId
+    claimed: int
+    """By its record, as it is at the peer that knows least of it."""
+    closed: int
+    """In rounds that it closed."""
+    trained: int
+    """In all, with what a crash, or another history of the group, made worthless."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordReport:
+    """The records of the run at the end."""
+
+    equal_after_s: float | None
+    """From the end until all peers held equal ones; None: not in half a minute."""
+    bytes: int
+    """Sent about them, by all peers."""
+    authors: tuple[AuthorReport, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +167,9 @@ class Report:
     """At the end."""
     consensus: float
     groups: tuple[GroupReport, ...]
+    cuts: tuple[CutReport, ...]
+    records: RecordReport | None
+    """None: peers kept none."""
     curves: Curves
 
     def as_json(self) -> dict[str, object]:
@@ -121,7 +179,12 @@ class Report:
 
 def tables(report: Report) -> RenderableType:
     """The end of a simulation, for a terminal."""
-    return Group(_groups(report), "", _reasons(report), "", _summary(report))
+    parts: list[RenderableType] = [_groups(report), "", _reasons(report), "", _summary(report)]
+    for cut in report.cuts:
+        parts += ["", *_cut(cut)]
+    if report.records:
+        parts += ["", *_records(report.records)]
+    return Group(*parts)
 
 
 def _groups(report: Report) -> Table:
@@ -175,8 +238,8 @@ def _summary(report: Report) -> Table:
     table.add_row("peak of a peer", f"{peaks} ({8e-6 * links.peak_max_bytes_per_s:.2f} Mbit/s)")
     table.add_row(
         "all together",
-        f"{size(int(links.all_bytes))}, {size(links.payload_bytes)} of it payloads; "
-        f"{links.messages:,} messages",
+        f"{size(int(links.all_bytes))}, {size(links.payload_bytes)} of it payloads, "
+        f"{size(links.record_bytes)} records; {links.messages:,} messages",
     )
     if report.loss_wanted:
         when = "never" if report.time_to_loss_s is None else f"{report.time_to_loss_s:,.0f} s"
@@ -186,6 +249,42 @@ def _summary(report: Report) -> Table:
     if report.blamed:
         table.add_row("peers blamed", f"{report.blamed:,} times")
     return table
+
+
+def _cut(cut: CutReport) -> list[RenderableType]:
+    healed = "not healed" if cut.healed_at_s is None else f"healed at {cut.healed_at_s:,.0f} s"
+    table = Table(
+        title=f"cut at {cut.at_s:,.0f} s, {healed}", title_justify="left", box=None, padding=(0, 2)
+    )
+    for name in ("part", "peers", "rounds", "of one, least", "after the heal", "of one, least"):
+        table.add_column(name, justify="right")
+    for n, part in enumerate(cut.parts):
+        cells = (part.peers, part.rounds, part.rounds_least, part.rounds_after)
+        table.add_row(f"{n}", *(f"{cell:,}" for cell in (*cells, part.rounds_after_least)))
+    if cut.equal_after_s is None:
+        return [table]
+    return [table, f"records equal {cut.equal_after_s:.1f} s after the heal"]
+
+
+def _records(records: RecordReport) -> list[RenderableType]:
+    """All authors if they are few, else those whose record does not say what they trained."""
+    table = Table(title="tokens", title_justify="left", box=None, padding=(0, 2))
+    for name in ("author", "in records", "in closed rounds", "trained"):
+        table.add_column(name, justify="left" if name == "author" else "right")
+    authors = records.authors
+    differ = [author for author in authors if author.claimed != author.closed]
+    for author in authors if len(authors) <= MAX_AUTHORS_SHOWN else differ[:MAX_AUTHORS_SHOWN]:
+        cells = (author.claimed, author.closed, author.trained)
+        table.add_row(short(author.peer), *(f"{cell:,}" for cell in cells))
+    sums = [
+        sum(getattr(author, name) for author in authors)
+        for name in ("claimed", "closed", "trained")
+    ]
+    table.add_row(f"{len(authors)} authors", *(f"{sum:,}" for sum in sums))
+    equal = "not equal in the end"
+    if records.equal_after_s is not None:
+        equal = f"equal {records.equal_after_s:.1f} s after the end"
+    return [table, f"records {equal}; {len(differ)} say less than was closed"]
 
 
 def _most(median: float, most: float, unit: str = "") -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 from node.sim import World
@@ -19,6 +20,7 @@ from node.sim_peer import Peer, Stats
 from node.sim_report import Curves, GroupReport, LinkReport, Report
 from node.sim_scenario import Scenario
 from node.sim_settings import HappeningConfig
+from node.sim_watch import Watch
 from protocol.ids import PeerId, seed_of
 
 
@@ -43,6 +45,7 @@ class Simulation:
         self._learners = learners
         self._cast = Cast(scenario, learners, self.world)
         self._rng = random.Random(seed_of(scenario.seed, "happenings"))
+        self._watch = Watch(self.world)
         self._points: list[_Point] = []
         for happening in scenario.happens:
             self.world.clock.at(happening.at_s, self._happen, happening)
@@ -62,7 +65,10 @@ class Simulation:
             self._look()
             if on_point:
                 on_point(end)
-        return self._report()
+        report = replace(self._report(), records=self._watch.records())
+        if world.records:
+            world.records.close()
+        return report
 
     def _goes_on(self) -> bool:
         """Somebody trains, or will."""
@@ -90,7 +96,7 @@ class Simulation:
             self.world.clock.at(at, self._chance, what, per_minute)
 
     def _chance(self, what: str, per_minute: float) -> None:
-        for_s = self._scenario.churn.freeze_s if what == "freeze" else 0.0
+        for_s = self._scenario.churn.for_s(what)
         self._happen(HappeningConfig(what=what, at_s=0.0, count=1, for_s=for_s))
         self._by_chance(what, per_minute, self.world.clock.now)
 
@@ -102,18 +108,35 @@ class Simulation:
                     self._cast.enter(happening.group or self._any_group(), late=True)
             case "heal":
                 world.heal()
+                self._watch.heal()
             case "cut":
                 world.cut(dict.fromkeys(self._chosen(happening), 1))
+                self._watch.cut()
             case "freeze":
                 for id in self._chosen(happening):
                     world.freeze(id)
                     world.clock.after(happening.for_s, self._thaw, id)
-            case "kill":
-                self._each(happening, world.kill)
+            case "kill" | "wipe":
+                for id in self._chosen(happening):
+                    world.kill(id)
+                    if happening.for_s:
+                        is_wiped = happening.what == "wipe"
+                        back = partial(self._cast.come_back, id, is_wiped=is_wiped)
+                        world.clock.after(happening.for_s, back)
             case "leave":
-                self._each(happening, world.leave)
+                self._each(happening, self._leave)
             case "crash":
                 self._each(happening, world.crash_worker)
+
+    def _leave(self, id: PeerId) -> None:
+        """At once; with a record, when a few others have its last words."""
+        world, peer = self.world, self.world.peers[id]
+        if world.records:
+            world.records.keepers[id].flush(
+                lambda: world.leave(id) if world.peers.get(id) is peer else None
+            )
+        else:
+            world.leave(id)
 
     def _each(self, happening: HappeningConfig, do: Callable[[PeerId], None]) -> None:
         for id in self._chosen(happening):
@@ -180,6 +203,8 @@ class Simulation:
             time_to_loss_s=self._time_to_loss(),
             loss=last.found.loss,
             consensus=last.found.consensus,
+            cuts=self._watch.cuts(),
+            records=None,
             groups=tuple(
                 self._group(name, members)
                 for name, members in self._cast.members.items()
@@ -191,7 +216,7 @@ class Simulation:
     def _close(self, peer: Peer, now: float) -> None:
         """What is open at the end counts as if it ended then."""
         if peer.alive:
-            peer.wait_for(None, now)
+            peer.wait_for(None, now + peer.skew_s)
         if peer.alive and peer.trains and not peer.starting:
             peer.worker.still.end(now)
 
@@ -211,6 +236,7 @@ class Simulation:
             payload_bytes=total.payload_bytes,
             state_bytes=total.state_bytes,
             messages=total.messages,
+            record_bytes=total.record_bytes,
         )
 
     def _group(self, name: str, members: list[Peer]) -> GroupReport:

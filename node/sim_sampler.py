@@ -122,6 +122,7 @@ class Sampler:
             self._still.since = self._clock.now
             scalars = self.learner.sample(sampling.boot, sampling.step, sampling.steps)
             tokens = sampling.steps * self._tokens_per_step
+            self._still.tokens += tokens
             self._tell(Sampled(sampling.step, scalars, tokens))
 
     def add(self, effect: AddScalars) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from node import sim_records
 from node.config import read_toml
 from node.settings import section, trainer_section, values
 from node.sim_peer import Conditions
@@ -50,7 +51,7 @@ ENDLESS_ROUNDS = 1_000_000
 STATE_DEADLINE_S = 60.0
 """Of a transfer in a run that exchanges no payloads: the state that a joiner starts from."""
 _TABLES = ("model", "inner", "trainer", "toy", "network", "churn", "peers", "happens")
-_KEYS = {"name", "learner", "seed", "rounds", "time_s", "sample_s", "loss"}
+_KEYS = {"name", "learner", "seed", "rounds", "time_s", "sample_s", "loss", "records"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ class Scenario:
     """Between two points of the curves; 0: a hundredth of the time."""
     loss: float = 0.0
     """When was the swarm's loss this good?  0: nobody asks."""
+    records: bool = False
+    """Whether peers keep the run's records, as nodes do: for tens of them."""
     spec: RunSpec
     toy: ToyConfig
     network: NetworkConfig
@@ -97,6 +100,11 @@ class Scenario:
             raise ValueError(
                 f"peers are {self.size} in all, expected 1 to {most} with learner = "
                 f'"{self.learner}": a table [[peers]] for each group'
+            )
+        if self.records and self.size > sim_records.MAX_PEERS:
+            raise ValueError(
+                f"peers are {self.size} in all, expected 1 to {sim_records.MAX_PEERS} with "
+                "records = true: each takes in the records of all"
             )
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):

@@ -15,7 +15,9 @@ from protocol import check
 MAX_PEERS = 20_000
 """At the start, and as many may come later: some GB of memory."""
 MAX_TIME_S = 30 * 86400.0
-HAPPENINGS = ("kill", "leave", "join", "freeze", "crash", "cut", "heal")
+MAX_SKEW_S = 86400.0
+"""Of a clock: a day, as between time zones."""
+HAPPENINGS = ("kill", "wipe", "leave", "join", "freeze", "crash", "cut", "heal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class GroupConfig:
     down_mbit: float = 40.0
     latency_s: tuple[float, ...] = (0.005, 0.03)
     """From here to the middle of the internet: each peer's own lies between these two."""
+    clock_s: tuple[float, ...] = (0.0, 0.0)
+    """How far a peer's clock is ahead of the others', below 0 behind: between these two."""
     relayed: float = 0.0
     """Share of the peers that are reached through a relay only."""
     target: float = 1.0
@@ -51,6 +55,7 @@ class GroupConfig:
         check.number("up_mbit", self.up_mbit, 1e-3, 1e6)
         check.number("down_mbit", self.down_mbit, 1e-3, 1e6)
         bounds("latency_s", self.latency_s, 10.0)
+        bounds("clock_s", self.clock_s, MAX_SKEW_S, least=-MAX_SKEW_S)
         check.number("relayed", self.relayed, 0.0, 1.0)
         check.number("target", self.target, -1e3, 1e3)
 
@@ -117,7 +122,7 @@ class HappeningConfig:
     group: str = ""
     """To peers of this group only; join: who comes.  Empty: any."""
     for_s: float = 0.0
-    """freeze: how long."""
+    """freeze: how long; kill, wipe: until it comes back under the same key, kill with 0: never."""
 
     def __post_init__(self) -> None:
         check.one_of("what", self.what, HAPPENINGS)
@@ -132,8 +137,9 @@ class HappeningConfig:
                 f"share is {self.share:g} and count is {self.count} of what = {self.what!r}, "
                 f"expected {expected}"
             )
-        if (self.what == "freeze") != (self.for_s > 0):
-            expected = "above 0" if self.what == "freeze" else "0"
+        is_back = self.what in ("freeze", "wipe")
+        if is_back != (self.for_s > 0) and self.what != "kill":
+            expected = "above 0" if is_back else "0"
             raise ValueError(
                 f"for_s is {self.for_s:g} of what = {self.what!r}, expected {expected}"
             )
@@ -150,13 +156,20 @@ class ChurnConfig:
     freeze_s: float = 20.0
     crashes: float = 0.0
     """Of workers."""
+    wipes: float = 0.0
+    """Killed, and the disk is lost."""
+    back_s: float = 0.0
+    """Until a killed or wiped peer comes back under the same key; 0: never, and no wipes."""
     from_s: float = 0.0
     until_s: float = MAX_TIME_S
 
     def __post_init__(self) -> None:
-        for name in ("joins", "leaves", "kills", "freezes", "crashes"):
+        for name in ("joins", "leaves", "kills", "freezes", "crashes", "wipes"):
             check.number(name, getattr(self, name), 0.0, 60_000.0)
         check.number("freeze_s", self.freeze_s, 0.1, 86400.0)
+        check.number("back_s", self.back_s, 0.0, MAX_TIME_S)
+        if self.wipes and not self.back_s:
+            raise ValueError(f"back_s is 0 with wipes = {self.wipes:g}, expected above 0")
         check.number("from_s", self.from_s, 0.0, MAX_TIME_S)
         check.number("until_s", self.until_s, 0.0, MAX_TIME_S)
 
@@ -168,7 +181,12 @@ class ChurnConfig:
             "kill": self.kills,
             "freeze": self.freezes,
             "crash": self.crashes,
+            "wipe": self.wipes,
         }
+
+    def for_s(self, what: str) -> float:
+        """How long it lasts."""
+        return {"freeze": self.freeze_s, "kill": self.back_s, "wipe": self.back_s}.get(what, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,11 +202,11 @@ class ToyConfig:
         check.number("spread", self.spread, 0.0, 1e3)
 
 
-def bounds(name: str, value: tuple[float, ...], most: float) -> None:
-    """`value` is two numbers, the smaller first."""
+def bounds(name: str, value: tuple[float, ...], most: float, *, least: float = 0.0) -> None:
+    """`value` is two numbers from `least` to `most`, the smaller first."""
     if len(value) != 2:
         raise ValueError(f"{name} has {len(value)} numbers, expected two: least and most")
-    check.number(f"{name}[0]", value[0], 0.0, most)
+    check.number(f"{name}[0]", value[0], least, most)
     check.number(f"{name}[1]", value[1], value[0], most)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from node.sim_learners import Measured
 from node.sim_state import Saved
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from protocol.algorithms import SpsaConfig
 from protocol.ids import Digest, PeerId, Round
 from protocol.spec import RunSpec

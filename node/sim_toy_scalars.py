@@ -32,9 +32,9 @@ VECTORS_A_LAYER = 13
 """Of the width of the model: 9 of biases, 4 of norms.  The sum is over no more by default."""
 
 
-def boot_of(peer: PeerId) -> bytes:
-    """Of the one start that a simulated node has."""
-    return digest_of(peer.encode())[:BOOT_BYTES]
+def boot_of(peer: PeerId, start: int = 0) -> bytes:
+    """Of a start of a simulated node, counted from 0: no two have one log."""
+    return digest_of(peer.encode() + bytes(start))[:BOOT_BYTES]
 
 
 class ScalarToys:

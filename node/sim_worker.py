@@ -15,7 +15,7 @@ from typing import Protocol
 
 from node.sim_clock import Clock
 from node.sim_sampler import Sampler, ScalarLearner
-from node.sim_state import Saved, Still
+from node.sim_state import Origin, Saved, Still
 from protocol.ids import Digest, Round
 from trainers.effects import ApplyOuter
 from trainers.events import (
@@ -114,6 +114,8 @@ class Worker:
         tell: Callable[[Event], None],
     ) -> None:
         self.still = Still()
+        self.origin = Origin.GIVEN
+        """Of the state in the newest `Resumed`."""
         self.held: dict[Digest, object] = {}
         """The arena: payloads of this peer and others, until they are released."""
         self._speed = speed
@@ -173,8 +175,9 @@ class Worker:
         """Of the newest state."""
         return self._sampler.learner.round if self._sampler else self._saved.round
 
-    def start(self, saved: Saved | None) -> None:
-        """Begin at round 0, or where another peer is."""
+    def start(self, saved: Saved | None, origin: Origin = Origin.GIVEN) -> None:
+        """Begin at round 0, or where another peer is, or this one was."""
+        self.origin = origin
         if saved:
             self._load(saved)
         self._clock.after(0.0, self._resume)
@@ -207,6 +210,7 @@ class Worker:
     def take_over(self, saved: Saved) -> None:
         """Drop what is under way, and go on from the saved state of another peer."""
         self._training = self._encoding = self._applying = None
+        self.origin = Origin.TAKEN
         if self._sampler:
             self._sampler.drop()
             saved = replace(saved, round=self.round)  # spsa: a peer's own steps are its own
@@ -226,6 +230,7 @@ class Worker:
             if self._sampler:
                 self._sampler.is_down = False
             self._load(self.saved)
+            self.origin = Origin.OWN
             self._resume()
 
     def _load(self, saved: Saved) -> None:
@@ -289,6 +294,7 @@ class Worker:
         if steps:
             self.learner.train(round, steps)
             self._steps += steps
+            self.still.tokens += steps * self._speed.tokens_per_step
 
     # --- outer work -------------------------------------------------------------------------
 

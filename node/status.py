@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from crdt.schema import Content
 from node.api import LinkTraffic, PeerStatus, Reachable, Status
+from node.contributions import GROUPS, told
 from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
@@ -20,11 +21,12 @@ from node.pieces import DIRECT, cuts
 from node.snapshots import snapshot_files
 from node.telemetry import Rounds, Waits
 from protocol import codec, rpc
+from protocol.changes import InForce, spec_in, value_of
 from protocol.envelope import SIGNATURE_BYTES
 from protocol.fragments import num_parameters
 from protocol.frame import answer_bytes, request_bytes
-from protocol.ids import Digest, PeerId, RunId
-from protocol.labels import payload_sizes
+from protocol.ids import Digest, PeerId, Round, RunId
+from protocol.labels import possible_sizes
 from protocol.messages import SignedMessage
 from protocol.spec import RunSpec
 from protocol.spsa import FRAME_BYTES, Frames
@@ -47,6 +49,9 @@ def status_of(
     journal = member.journal if member else None
     training = member.training if member else None
     spec = training.spec if training else None
+    round = journal.round if journal else Round(0)
+    changes = journal.changes if journal else ()
+    settings = spec and spec_in(spec, changes, round)
     progress = training.learner.progress if training else None
     wait = waits.current
     scalars = training.exchange.scalars if training else ScalarTraffic()
@@ -65,24 +70,26 @@ def status_of(
         reachable=reachable,
         pid=os.getpid(),
         worker_pid=training.learner.pid if training else None,
-        round=journal.round if journal else 0,
+        round=round,
         rounds=spec.rounds if spec else 0,
         inner_step=progress.inner_step if progress else 0,
         step_in_round=progress.step_in_round if progress else 0,
-        inner_steps=spec.round_steps(journal.round) if spec and journal else 0,
+        inner_steps=settings.round_steps(round) if settings else 0,
         loss=progress.loss if progress else 0.0,
         tokens_per_s=progress.tokens_per_s if progress else 0.0,
         partner=journal.partner if journal else None,
         waiting=wait.as_status() if wait else None,
-        trouble=journal.trouble if journal else None,
+        trouble=trouble_of(member),
         exchanges={"made": rounds.made, "missed": rounds.missed, "half": rounds.half},
         rounds_closed=rounds.closed,
         consensus=consensus(journal.spreads) if journal else None,
+        changes=changed(settings, changes),
         val={
             "start": training.val_start if training else None,
             "end": training.val_end if training else None,
         },
         bytes={"up": traffic.up, "down": traffic.down},
+        protection=member.protection.status() if member and member.protection else None,
         closed_form=closed_form(spec, sent=served, asked=fetched, scalars=scalars, heard=heard),
         parameters=num_parameters(spec.model) if spec else 0,
         members=1 + len(member.presence.live()) if member else 0,
@@ -91,6 +98,19 @@ def status_of(
         spec=str(directory.spec) if directory.spec.exists() else None,
         blobs=blobs(directory, spec),
     )
+
+
+def trouble_of(member: Member | None) -> str | None:
+    """What the operator should see to: of the training first."""
+    if member is None:
+        return None
+    return member.journal.trouble or (member.protection.trouble if member.protection else None)
+
+
+def changed(settings: RunSpec | None, changes: Sequence[InForce]) -> dict[str, str]:
+    """The settings that were changed at some time, as they are."""
+    names = sorted({one.change.name for one in changes})
+    return {name: value_of(settings, name) for name in names} if settings else {}
 
 
 def peers_of(
@@ -127,6 +147,14 @@ def peers_of(
             )
         )
     return found
+
+
+def contributions_of(member: Member | None) -> Mapping[str, object]:
+    """The ledger of the run, by the records that this node holds."""
+    if member is None or member.records is None:
+        return told({}, Digest(b""), is_group=False)
+    is_group = isinstance(member.held.spec().trainer, GROUPS)
+    return told(member.records.views(), member.records.root(), is_group=is_group)
 
 
 def _traffic(found: PeerTraffic | None) -> LinkTraffic:
@@ -168,7 +196,7 @@ def closed_form(
     """
     if spec is None:
         return {PAYLOAD: 0}
-    sizes = set(payload_sizes(spec)) - {0}
+    sizes = {size for of_fragment in possible_sizes(spec) for size in of_fragment} - {0}
     digest = spec.data.tokenizer.digest
     payloads = sum(sent.get(size, 0) * answers(size) // size for size in sizes)
     requests = sum(asked.get(size, 0) * asking(size, digest) for size in sizes)

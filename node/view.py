@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
-from node.api import PeerStatus, Reachable, Status
+from node.api import Contributions, PeerStatus, Reachable, Status
 from node.telemetry import short_peers
 from protocol.ids import short
 
 KIB = 1024
+COUNTED = ("rounds", "exchanges", "alone", "half", "confirmed", "contradicted", "unconfirmed")
+"""Columns of the ledger that are numbers as they are."""
 
 
 def status_table(status: Status, now_unix_s: float) -> Table:
@@ -39,6 +42,8 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         "received": by_kind(status["bytes"]["down"]),
         "waits for": waiting(status, now_unix_s, {}) or "nothing",
     }
+    if shown := protection(status["protection"]):
+        rows["protected"] = shown
     if status["trouble"]:
         rows["trouble"] = status["trouble"]
     for name, text in rows.items():
@@ -53,6 +58,16 @@ def reachable(found: Reachable) -> str:
     if found["carried_bytes"]:
         told += f"; carried for others: {size(found['carried_bytes'])}"
     return told
+
+
+def protection(told: Mapping[str, Any] | None) -> str:
+    """What of ours peers hold, and what is held for them; empty: the run is not protected."""
+    if told is None:
+        return ""
+    ours = "nothing yet"
+    if told["shards"]:
+        ours = f"round {told['round']}, {told['shards']} of {told['of']} shards held by peers"
+    return f"{ours}; held for others: {told['holds']} shards, {size(told['holds_bytes'])}"
 
 
 def copied(status: Status) -> str:
@@ -82,6 +97,27 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
             *_crossing(peer),
             peer.get("standing", ""),
             (peer.get("addrs") or [""])[0].split("/p2p/")[0],
+        )
+    return table
+
+
+def contributions_table(ledger: Contributions) -> Table:
+    """Who trained how much, an author a line, and the sum."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("author", "name", "status"):
+        table.add_column(name)
+    for name in ("tokens", "share", *COUNTED):
+        table.add_column(name, justify="right")
+    whole = int(ledger["sum"]["tokens"])
+    for row in (*ledger["authors"], ledger["sum"]):
+        tokens = int(row["tokens"])
+        table.add_row(
+            short(str(row["peer"])) or "sum",
+            str(row["name"]),
+            str(row["status"]),
+            f"{tokens:,}",
+            f"{100 * tokens / whole:.1f} %" if whole else "-",
+            *(f"{row[name]:,}" for name in COUNTED),
         )
     return table
 

@@ -4,8 +4,9 @@
 
 It connects to its node and does what it is told (`node.worker_wire`).  The training thread
 runs inner steps; this thread takes commands in the order in which they came and does the
-outer work, beside training; two more write files and evaluate, so that neither holds up an
-exchange.  The inner loop waits for none of them, but for a copy or a sum at a step boundary.
+outer work, beside training; three more save, answer with what takes long, and evaluate, so that
+none holds up an exchange.  The inner loop waits for none of them, but for a copy or a sum at a
+step boundary.
 
 The node owns the worker's life: when the socket closes, because the node is gone or wants
 it so (SIGTERM does the same), the worker saves a snapshot and exits.  SIGINT is the node's
@@ -28,16 +29,15 @@ import torch
 
 from node import worker_spsa
 from node import worker_wire as wire
-from node.worker_files import NoSnapshot, load_newest
+from node.snapshots import NoSnapshot, remove_unfinished
+from node.worker_files import load_newest
 from node.worker_link import Link
-from node.worker_session import (
-    Materials,
-    Session,
-    from_checkpoint,
-    initial_slow,
-)
+from node.worker_materials import Materials, from_checkpoint, initial_slow
+from node.worker_session import Session
 from node.worker_shared import split_moments
+from node.worker_sketch import sketch_of_checkpoint
 from node.worker_spsa import SpsaSession
+from node.worker_wire_join import MakeSketch
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
 from protocol.fragments import num_parameters
@@ -69,6 +69,9 @@ def serve(link: Link) -> None:
     link.answer(id, wire.Prepared(len(materials.tokens_N)))
     while (received := link.receive()) is not None:
         id, start, fds = received
+        if isinstance(start, MakeSketch):
+            link.answer(id, sketch_of_checkpoint(start, fds, materials))
+            continue
         if not isinstance(start, wire.Start):
             link.answer(id, wire.Failed(f"{type(start).__name__} before a start"))
             continue
@@ -94,12 +97,14 @@ def _session(
 ) -> tuple[Session | SpsaSession, wire.Ready]:
     """The started worker, and where it stands."""
     directory = Path(setup.directory)
+    remove_unfinished(directory)
+    is_on_disk = isinstance(start, wire.StartFromDisk)
     if isinstance(materials.spec.trainer, SpsaConfig):
         saved, note = worker_spsa.started(start, fds, materials, directory)
-        spsa = SpsaSession(link, setup, materials, saved)
+        spsa = SpsaSession(link, setup, materials, saved, is_on_disk=is_on_disk)
         return spsa, spsa.ready(note)
     slow, fast, note = _started(start, fds, materials, directory)
-    session = Session(link, setup, materials, slow, fast)
+    session = Session(link, setup, materials, slow, fast, is_on_disk=is_on_disk)
     return session, wire.Ready(slow.round, fast.inner_step, slow.digest(), note)
 
 
@@ -115,7 +120,9 @@ def _started(
         case wire.StartFromDisk():
             return load_newest(directory, materials.run, count)
         case wire.StartFromCheckpoint(checkpoint):
-            slow, moments = split_moments(from_checkpoint(checkpoint, fds, materials))
+            slow, moments = split_moments(
+                from_checkpoint(checkpoint, fds, materials), materials.spec
+            )
         case _:
             assert_never(start)
     none = Moments(torch.zeros(count), torch.zeros(count), 0)

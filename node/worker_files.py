@@ -1,56 +1,63 @@
 """Snapshots on disk and checkpoints in flight: safetensors, written whole or not at all.
 
-A snapshot is all that a worker needs to go on: slow weights phi, outer momentum delta, fast
-weights theta, AdamW's moments, counters, the digest of the run's spec, and what else the trainer
-keeps ("shared.NAME", "own.NAME").  A checkpoint is the part that a joiner starts from: phi,
-delta and what is shared.  Both carry their numbers as one line of
-JSON in the file's metadata (one key only: several would come in random order, and equal
-states would have different bytes).
+A snapshot is all that a worker needs to go on bit by bit as if it had not been stopped: slow
+weights phi, outer momentum delta, fast weights theta, AdamW's moments, and what else the trainer
+keeps ("shared.NAME", "own.NAME").  Beside them the digest of the run's spec (`run`) and counters:
+`inner_step` is the position in the data, for a batch is drawn by (seed, peer, step); `round` says
+which fragment's turn it is and, with `step_in_round`, the learning rate; every generator is made
+anew from the run's seed, peer and round, so none has a state to keep.
 
-Files are written beside, flushed and renamed, so a name in the directory is always a whole
-file; the newest two are kept.  Readers take nothing on trust: a checkpoint is a stranger's.
+A checkpoint is the part that a joiner starts from: phi, delta and what is shared.  Both have a
+BLAKE2b-256 of each tensor and one of all the numbers, for safetensors would read a flipped bit as
+just another weight.  Readers take nothing on trust: a checkpoint is a stranger's.
 Source: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import safetensors
 import torch
 from safetensors.torch import save as serialized
+from safetensors.torch import save_file
 from torch import Tensor
 
-from node.snapshots import snapshot_files
-from protocol.check import integer
+from node.snapshots import (
+    MAX_STEPS,
+    OWN,
+    SHARED,
+    SnapshotPlace,
+    being_written,
+    digests,
+    newest_usable,
+    number,
+    sealed,
+    snapshot_name,
+    unsealed,
+)
 from protocol.errors import Malformed
-from protocol.ids import Round, RunId, short
+from protocol.ids import Round, RunId, digest_of
 from protocol.limits import MAX_ROUND
 from trainers.inner import Moments
 from trainers.state import Fast, Slow
 
-FILES_KEPT = 2
-"""The newest, and one more should its disk block be bad."""
-METADATA_KEY = "shoal"
-MAX_STEPS = 1 << 40
-SHARED = "shared."
-OWN = "own."
 MAX_KEPT = 4
 """Of each kind: a trainer keeps two at most."""
 
 
-class NoSnapshot(Exception):
-    """There is nothing on disk to go on from; the sentence says why."""
+class NotFinite(ValueError):
+    """A state that is not worth a file; the sentence says what is wrong with it."""
 
 
 def save_snapshot(directory: Path, run: RunId, slow: Slow, fast: Fast) -> Path:
-    """Write a snapshot and remove all but the newest two.
+    """Write a snapshot; all but the newest few go.
 
     Raises:
         OSError: the disk is full or away; the older files are as they were.
+        NotFinite: training diverged; nobody could start from this.
     """
     tensors = _slow_tensors(slow) | {
         **{f"{OWN}{name}": kept for name, kept in slow.own.items()},
@@ -64,16 +71,9 @@ def save_snapshot(directory: Path, run: RunId, slow: Slow, fast: Fast) -> Path:
         "step_in_round": fast.step_in_round,
         "moment_steps": fast.moments.steps,
     }
-    path = directory / f"snapshot-{slow.round:08d}-{fast.inner_step:013d}.safetensors"
-    write_whole(path, _serialized(run, tensors, numbers))
-    keep_newest(directory)
+    path = directory / snapshot_name(SnapshotPlace(slow.round, fast.inner_step))
+    write_tensors(path, run, tensors, numbers)
     return path
-
-
-def keep_newest(directory: Path) -> None:
-    """Remove the snapshots that nobody needs any more."""
-    for old in snapshot_files(directory)[FILES_KEPT:]:
-        old.unlink(missing_ok=True)
 
 
 def load_newest(directory: Path, run: RunId, count: int) -> tuple[Slow, Fast, str]:
@@ -82,18 +82,8 @@ def load_newest(directory: Path, run: RunId, count: int) -> tuple[Slow, Fast, st
     Raises:
         NoSnapshot: none can.
     """
-    files = snapshot_files(directory)
-    notes: list[str] = []
-    for path in files:
-        try:
-            slow, fast = _load(path, run, count)
-        except (Malformed, OSError) as error:
-            notes.append(f"{path.name}: {error}")
-            continue
-        return slow, fast, "; ".join(notes)
-    if not files:
-        raise NoSnapshot(f"no snapshot in {directory}")
-    raise NoSnapshot(f"no usable snapshot in {directory}: {'; '.join(notes)}")
+    (slow, fast), note = newest_usable(directory, run, lambda path: _load(path, run, count))
+    return slow, fast, note
 
 
 def read_weights(path: Path, run: RunId, count: int) -> tuple[Round, Tensor]:
@@ -109,7 +99,7 @@ def read_weights(path: Path, run: RunId, count: int) -> tuple[Round, Tensor]:
 
 def checkpoint_bytes(run: RunId, slow: Slow) -> bytes:
     """The blob that a joiner starts from; equal states give equal bytes."""
-    return _serialized(run, _slow_tensors(slow), {"round": slow.round})
+    return serialized_tensors(run, _slow_tensors(slow), {"round": slow.round})
 
 
 def read_slow(path: Path, run: RunId, count: int) -> Slow:
@@ -151,19 +141,63 @@ def _slow_tensors(slow: Slow) -> dict[str, Tensor]:
     return {"phi": slow.phi_P, "delta": slow.delta_P, **shared}
 
 
-def number(numbers: dict[str, object], name: str, most: int) -> int:
-    value = numbers.get(name)
-    try:
-        integer(name, value, 0, most)
-    except ValueError as error:
-        raise Malformed(str(error)) from None
-    assert isinstance(value, int)
-    return value
+def write_tensors(
+    path: Path, run: RunId, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
+) -> None:
+    """Write a file of named vectors, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or away; the older files are as they were.
+        NotFinite: training diverged.
+    """
+    here = _here(tensors)
+    for name, vector in here.items():
+        if vector.is_floating_point() and not torch.isfinite(vector).all():
+            raise NotFinite(f"{name} has values that are not finite; training diverged")
+    metadata = _sealed(run, here, numbers)
+    with being_written(path, sum(vector.nbytes for vector in here.values())) as partial:
+        try:
+            save_file(here, partial, metadata)
+        except safetensors.SafetensorError as error:  # of the disk: it has nothing else to say
+            raise OSError(str(error)) from error
 
 
-def _serialized(run: RunId, tensors: dict[str, Tensor], numbers: dict[str, int]) -> bytes:
-    metadata = {METADATA_KEY: json.dumps({"run": run.hex(), **numbers})}
-    return serialized({name: tensor.cpu() for name, tensor in tensors.items()}, metadata)
+def serialized_tensors(
+    run: RunId, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
+) -> bytes:
+    """The same file as bytes; equal vectors give equal ones."""
+    here = _here(tensors)
+    return serialized(here, _sealed(run, here, numbers))
+
+
+def check_names(names: Iterable[str], numbers: Mapping[str, object]) -> None:
+    """Raises Malformed: there are other tensors than were written; one that is gone is missed."""
+    found, written = set(names), set(digests(numbers))
+    if found != written:
+        odd = ", ".join(f"{name:.40}" for name in sorted(found ^ written)[:3])
+        raise Malformed(f"broken: its tensors are not those that were written: {odd}")
+
+
+def check_digest(vector: Tensor, name: str, numbers: Mapping[str, object]) -> None:
+    """Raises Malformed: these are not the bytes that were written."""
+    if digest_of(_bytes(vector)).hex() != digests(numbers).get(name):
+        raise Malformed(f"broken: {name} is not what was written, by its digest")
+
+
+def _here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sealed(
+    run: RunId, here: Mapping[str, Tensor], numbers: Mapping[str, object]
+) -> dict[str, str]:
+    contents = {name: _bytes(tensor) for name, tensor in here.items()}
+    return sealed({"run": run.hex(), **numbers}, contents)
+
+
+def _bytes(vector: Tensor) -> memoryview:
+    """Little endian, and no copy."""
+    return vector.numpy().data.cast("B")
 
 
 def _read(
@@ -172,11 +206,8 @@ def _read(
     """The named vectors, each finite float32 (count,), and the numbers beside them."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            numbers = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            if not isinstance(numbers, dict) or "run" not in numbers:
-                raise Malformed("not a snapshot of shoal")
-            if numbers["run"] != run.hex():
-                raise Malformed(f"belongs to run {numbers['run']!s:.8}, expected {short(run)}")
+            numbers = unsealed(file.metadata(), run)
+            check_names(file.keys(), numbers)
             missing = set(names) - set(file.keys())
             if missing:
                 raise Malformed(f"without {', '.join(sorted(missing))}")
@@ -185,6 +216,8 @@ def _read(
             if len(kept) > 2 * MAX_KEPT:
                 raise Malformed(f"{len(kept)} vectors beside the weights, at most {2 * MAX_KEPT}")
             tensors |= {name: _vector(file, name, count, least=1) for name in sorted(kept)}
+            for name, vector in tensors.items():
+                check_digest(vector, name, numbers)
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise error if isinstance(error, Malformed) else Malformed(f"broken: {error}") from error
     return tensors, numbers
@@ -204,22 +237,3 @@ def _vector(
     if not torch.isfinite(vector_P).all():
         raise Malformed(f"{name} has values that are not finite")
     return vector_P
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace the file: all of it or nothing, and on disk when this returns."""
-    beside = path.with_suffix(".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name, too
-    finally:
-        os.close(directory)

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from node import worker_wire as wire
+from node.worker_wire_join import MakeSketch
 from node.worker_wire_spsa import AddScalars, NameSum, Sample
 from protocol.errors import ConfigError, Malformed, WorkerLost
+from protocol.ids import short
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ DEADLINE_S: dict[type[wire.Command], float] = {
     wire.StartFresh: 120.0,
     wire.StartFromDisk: 120.0,
     wire.StartFromCheckpoint: 120.0,
+    MakeSketch: 120.0,
     Sample: 300.0,
     AddScalars: 120.0,
     NameSum: 120.0,
@@ -255,3 +258,13 @@ def _listener(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(1)
     return listener
+
+
+def log_ready(ready: wire.Ready, pid: int | None) -> None:
+    """Where a worker stands."""
+    log.info(
+        "worker ready: round=%d inner_step=%d weights=%s pid=%s",
+        *(ready.round, ready.inner_step, short(ready.weights), pid),
+    )
+    if ready.note:
+        log.warning("snapshot passed over: %s", ready.note)

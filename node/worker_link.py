@@ -8,6 +8,7 @@ import socket
 
 from node import worker_wire as wire
 from node.arena import SealableMemory
+from node.worker_wire_save import Saved
 from protocol import codec
 
 
@@ -36,9 +37,9 @@ class Link:
         finally:
             os.close(fd)
 
-    def report(self, progress: wire.Progress) -> None:
-        """Send it if there is room: training never waits for a node that does not read."""
-        packet = codec.encode(wire.FromWorker(wire.NO_ID, progress))
+    def report(self, news: wire.Progress | Saved) -> None:
+        """Send it if there is room: nothing here waits for a node that does not read."""
+        packet = codec.encode(wire.FromWorker(wire.NO_ID, news))
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._socket.send(packet, socket.MSG_DONTWAIT)
 

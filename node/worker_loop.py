@@ -43,6 +43,8 @@ class Goal:
     round: Round
     steps: int
     done: Callable[[InnerDone], None]
+    spec: RunSpec | None = None
+    """With the settings of this round; None: those that the run began with."""
 
 
 class TrainingLoop(threading.Thread):
@@ -89,9 +91,16 @@ class TrainingLoop(threading.Thread):
         """
         return self._at_boundary(self._take_snapshot)
 
-    def merge(self, merge: Callable[[Inner], None]) -> Fast:
-        """Let an outer step change the fast weights; a copy of all that is here then."""
-        return self._at_boundary(lambda: self._merge(merge))
+    def merge(self, merge: Callable[[Inner], None]) -> None:
+        """Let an outer step change the fast weights."""
+        self._at_boundary(lambda: merge(self._inner))
+
+    def merge_and_copy(self, merge: Callable[[Inner], None], room: Fast) -> tuple[Fast, float]:
+        """`merge`, then copy all that is here into `room`; and how long that took, seconds.
+
+        Training stands still meanwhile.  Seconds of this thread, not of a busy machine.
+        """
+        return self._at_boundary(lambda: self._merge_and_copy(merge, room))
 
     def go_over_to(self, fast: Fast) -> Fast:
         """Train from these weights on; the goal of before is given up."""
@@ -131,7 +140,7 @@ class TrainingLoop(threading.Thread):
         if self._averages_gradients:
             self._loss += self._inner.backward(inputs_BT, targets_BT)
         else:
-            lr = lr_in(self._spec, goal.round, self._step_in_round)
+            lr = lr_in(goal.spec or self._spec, goal.round, self._step_in_round)
             self._loss += self._inner.step(inputs_BT, targets_BT, lr)
         self._inner_step += 1
         self._step_in_round += 1
@@ -176,9 +185,13 @@ class TrainingLoop(threading.Thread):
         sent_P = inner.gradient_P if self._averages_gradients else inner.theta_P
         return sent_P.clone(), steps
 
-    def _merge(self, merge: Callable[[Inner], None]) -> Fast:
+    def _merge_and_copy(self, merge: Callable[[Inner], None], room: Fast) -> tuple[Fast, float]:
         merge(self._inner)
-        return self._state()
+        began = time.thread_time()
+        room.theta_P.copy_(self._inner.theta_P)
+        moments = self._inner.moments(room.moments)
+        fast = Fast(room.theta_P, moments, self._inner_step, self._step_in_round)
+        return fast, time.thread_time() - began
 
     def _go_over_to(self, fast: Fast) -> Fast:
         self._reach_goal()

@@ -3,7 +3,8 @@
 Slow weights, outer momentum and the open snapshot belong to the main thread, which carries
 out commands in the order in which they came; the fast weights belong to the training thread
 (`node.worker_loop`).  Slow weights are replaced, never written to, so the threads that save
-and evaluate keep what they were given.
+and evaluate keep what they were given.  Nothing waits for the disk: an outer step is answered
+before its snapshot is written (`node.worker_saver`), and `Saved` tells when it is.
 """
 
 from __future__ import annotations
@@ -15,89 +16,51 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
 
 from node import worker_wire as wire
 from node.arena import SealableMemory, map_read_only
-from node.worker_files import checkpoint_bytes, read_slow, save_snapshot
+from node.worker_files import NotFinite, checkpoint_bytes, save_snapshot
 from node.worker_link import Link
 from node.worker_loop import Goal, TrainingLoop
-from node.worker_shared import check_shared, split_moments, with_moments
-from protocol import codec
+from node.worker_materials import Materials, from_checkpoint
+from node.worker_saver import Rooms, Saver
+from node.worker_shared import split_moments, with_moments
+from node.worker_sketch import sketch_of_checkpoint, sketched
+from node.worker_wire_control import ChangeSettings
+from node.worker_wire_join import MakeSketch
+from node.worker_wire_save import Saved, SaveFailed
 from protocol.algorithms import LocalConfig, SyncConfig
+from protocol.changes import InForce, spec_in
 from protocol.errors import Malformed, PayloadRefused
-from protocol.fragments import num_parameters
-from protocol.ids import Digest, Round, RunId, digest_of, seed_of, short
+from protocol.ids import Digest, Round, short
+from protocol.manifest import manifest_of
 from protocol.messages import Checkpoint
-from protocol.spec import MAX_SPEC_BYTES, RunSpec
-from trainers import tokenizer
-from trainers.data import Validation
-from trainers.inner import Moments
-from trainers.model import initial_weights, model_on
+from protocol.spec import RunSpec
+from trainers.inner import Inner, Moments
+from trainers.model import model_on
 from trainers.outer_step import MAX_OPEN, Applied
 from trainers.outers import outer_of
 from trainers.state import Fast, Slow
-
-
-@dataclass(frozen=True, slots=True)
-class Materials:
-    """What `Setup` named, read."""
-
-    run: RunId
-    spec: RunSpec
-    tokens_N: Tensor
-    validation: Validation
-    device: torch.device
-
-    @classmethod
-    def read(cls, setup: wire.Setup) -> Materials:
-        """Raises ValueError, OSError: a file is missing, broken, or too short to train on."""
-        spec = codec.decode(RunSpec, setup.spec_body, max_bytes=MAX_SPEC_BYTES)
-        bpe = tokenizer.load_tokenizer(Path(setup.tokenizer).read_bytes(), spec.model.vocab)
-        context = spec.model.context
-        ids = [id for path in setup.corpus for id in tokenizer.encode(bpe, _text(path))]
-        if len(ids) <= context:
-            raise ValueError(f"{len(ids)} tokens of training text, expected more than {context}")
-        return cls(
-            spec.run,
-            spec,
-            torch.tensor(ids, dtype=torch.int32),
-            read_validation(spec, setup.tokenizer, setup.validation),
-            _device(setup.device),
-        )
-
-
-def _device(name: str) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ValueError("device is cuda, but torch finds no GPU here; set device to auto or cpu")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
-
-
-def read_validation(spec: RunSpec, tokenizer_path: str, path: str) -> Validation:
-    """The run's yardstick.  Raises ValueError, OSError: it cannot be read."""
-    bpe = tokenizer.load_tokenizer(Path(tokenizer_path).read_bytes(), spec.model.vocab)
-    tokens_N = torch.tensor(tokenizer.encode(bpe, _text(path)))
-    return Validation(tokens_N, tokenizer.token_bytes(bpe), spec.model.context)
-
-
-def initial_slow(spec: RunSpec) -> Slow:
-    """Round 0 of a run: equal on all peers."""
-    rng = Generator().manual_seed(seed_of(spec.seed, "init"))
-    phi_P = initial_weights(spec.model, rng)
-    return Slow(Round(0), phi_P, torch.zeros_like(phi_P))
 
 
 class Session:
     """A started worker.  The main thread owns it; its commands run in the order they came."""
 
     def __init__(
-        self, link: Link, setup: wire.Setup, materials: Materials, slow: Slow, fast: Fast
+        self,
+        link: Link,
+        setup: wire.Setup,
+        materials: Materials,
+        slow: Slow,
+        fast: Fast,
+        *,
+        is_on_disk: bool = False,
     ) -> None:
+        """Args: is_on_disk: slow and fast were read from there."""
         self._link = link
         self._peer = setup.peer
         self._directory = Path(setup.directory)
@@ -105,6 +68,7 @@ class Session:
         self._spec = materials.spec
         device = materials.device
         self._outer = outer_of(self._spec, self._peer, _slow_on(slow, device))
+        self._changes: tuple[InForce, ...] = ()
         self._open: dict[Digest, int] = {}
         """Snapshots whose outer step is not taken, and the inner steps in each."""
         self._loop = TrainingLoop(
@@ -112,8 +76,11 @@ class Session:
         )
         self._writer = Serial("writer")
         self._evaluator = Serial("evaluator")
+        self._rooms = Rooms(len(slow.phi_P))
+        if not is_on_disk:
+            self._save((self._outer.slow, fast))  # a restart never has to ask a member again
+        self._saver: Saver[tuple[Slow, Fast]] = Saver(self._save)
         self._loop.start()
-        self._save(self._outer.slow, fast)  # a restart never has to ask a member again
 
     def serve(self) -> None:
         """Carry out commands until the node is gone or says stop; then save."""
@@ -127,21 +94,30 @@ class Session:
                 for fd in fds:
                     os.close(fd)
         self._loop.close_inner()
+        self._saver.save((self._outer.slow, self._unfinished()))
         self._writer.finish()
-        self._save(self._outer.slow, self._unfinished())
+        self._saver.finish()
 
     def _carry_out(self, id: int, command: wire.Command, fds: Sequence[int]) -> None:
         match command:
             case wire.RunInner(round, steps):
-                self._loop.run_inner(Goal(round, steps, functools.partial(self._link.answer, id)))
+                answer = functools.partial(self._link.answer, id)
+                self._loop.run_inner(Goal(round, steps, answer, self._spec_in(round)))
             case wire.CloseInner():
                 self._loop.close_inner()
+            case ChangeSettings(changes):
+                self._changes = changes
             case wire.Snapshot(round, fragment):
                 self._snapshot(id, round, fragment)
             case wire.ApplyOuter():
                 self._apply_outer(id, command, fds)
             case wire.StartFromCheckpoint(checkpoint):
                 self._go_over_to(id, checkpoint, fds)
+            case MakeSketch(nonce, None):
+                slow = self._outer.slow
+                self._evaluator.do(lambda: self._link.answer(id, sketched(slow, nonce)))
+            case MakeSketch():
+                self._link.answer(id, sketch_of_checkpoint(command, fds, self._materials))
             case wire.Evaluate():
                 slow = self._outer.slow
                 self._evaluator.do(lambda: self._evaluate(id, slow))
@@ -151,11 +127,16 @@ class Session:
             case _:
                 self._link.answer(id, wire.Failed(f"{type(command).__name__} in a started worker"))
 
+    def _spec_in(self, round: Round) -> RunSpec:
+        """The settings of a round, with what the creator has changed."""
+        return spec_in(self._spec, self._changes, round)
+
     def _snapshot(self, id: int, round: Round, fragment: int) -> None:
         if len(self._open) >= MAX_OPEN:
             self._link.answer(id, wire.Failed(f"{MAX_OPEN} snapshots are open already"))
             return
         theta_P, steps = self._loop.take_snapshot()
+        self._outer.use(self._spec_in(round).trainer)
         memory = SealableMemory(self._outer.payload_bytes(fragment))
         try:
             digest = self._outer.snapshot(round, fragment, theta_P, memory.view)
@@ -180,15 +161,9 @@ class Session:
         if mine is None and isinstance(self._spec.trainer, LocalConfig):
             self._loop.take_snapshot()  # nobody else counts its rounds
         self._open.pop(mine, None)  # type: ignore[arg-type]
-        fast = self._loop.merge(applied.merge)
-        if applied.slow is None:
-            self._outer.slow = replace(
-                self._outer.slow, round=command.round, phi_P=fast.theta_P.clone()
-            )
-        slow = self._outer.slow
+        slow = self._merge(applied, command.round)
 
-        def save_and_answer() -> None:
-            self._save(slow, fast)
+        def answer() -> None:
             done = wire.OuterDone(
                 round=slow.round,
                 weights=slow.digest(),
@@ -197,7 +172,28 @@ class Session:
             )
             self._link.answer(id, done)
 
-        self._writer.do(save_and_answer)
+        self._writer.do(answer)
+
+    def _merge(self, applied: Applied, round: Round) -> Slow:
+        """Change the fast weights at a step boundary, and have both saved as they are there."""
+        slow, merge = applied.slow, applied.merge
+        if slow is None:  # the slow weights are the fast ones after the merge
+            phi_P = torch.empty_like(self._outer.slow.phi_P)
+            slow = self._outer.slow = replace(self._outer.slow, round=round, phi_P=phi_P)
+
+            def merge(inner: Inner) -> None:
+                applied.merge(inner)
+                phi_P.copy_(inner.theta_P)
+
+        if not self._rooms.is_due:
+            self._loop.merge(merge)
+            return slow
+        busy = self._saver.recall()
+        room = self._rooms.other_than(busy[1] if busy else None)
+        fast, pause_s = self._loop.merge_and_copy(merge, room)
+        self._rooms.copied(pause_s)
+        self._saver.save((slow, self._with_open(fast)))
+        return slow
 
     def _applied(self, command: wire.ApplyOuter, fds: Sequence[int]) -> Applied | wire.OuterRefused:
         """Take the outer step, or say why it was refused.
@@ -218,27 +214,26 @@ class Session:
                 return wire.OuterRefused(error.culprit, str(error))
 
     def _go_over_to(self, id: int, checkpoint: Checkpoint, fds: Sequence[int]) -> None:
-        """Take over a member's weights; our own optimizer goes on."""
+        """Take over a member's weights; our own optimizer goes on, if it is our own."""
         try:
-            slow, moments = split_moments(from_checkpoint(checkpoint, fds, self._materials))
+            checked = from_checkpoint(checkpoint, fds, self._materials)
         except (Malformed, OSError) as error:
             self._link.answer(id, wire.Failed(str(error)))
             return
+        slow, moments = split_moments(checked, self._spec)
         device = self._materials.device
-        now = self._loop.state()
-        fast = replace(now, theta_P=slow.phi_P, moments=moments or now.moments)
+        fast = replace(self._loop.state(), theta_P=slow.phi_P)
+        if moments and isinstance(self._spec.trainer, SyncConfig):
+            fast = replace(fast, moments=moments)
         fast = self._loop.go_over_to(_fast_on(fast, device))
         self._outer = outer_of(self._spec, self._peer, _slow_on(slow, device))
         self._open.clear()
-        self._save(self._outer.slow, fast)
+        self._saver.save((self._outer.slow, fast))
         self._link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), ""))
 
     def _shared(self) -> Slow:
-        """What a joiner starts from; in a sync run the optimizer is everybody's."""
-        slow = self._outer.slow
-        if isinstance(self._spec.trainer, SyncConfig):
-            return with_moments(slow, self._loop.state().moments)
-        return slow
+        """What a joiner starts from."""
+        return with_moments(self._outer.slow, self._loop.state().moments, self._spec)
 
     def _evaluate(self, id: int, slow: Slow) -> None:
         loss = self._materials.validation.loss(model_on(self._spec.model, slow.phi_P))
@@ -248,20 +243,25 @@ class Session:
         data = checkpoint_bytes(self._materials.run, slow)
         memory = SealableMemory(len(data))
         memory.view[:] = data
-        checkpoint = Checkpoint(slow.round, digest_of(data), len(data), slow.digest())
+        checkpoint = Checkpoint(slow.round, manifest_of(data).name, len(data), slow.digest())
         self._link.hand_over(id, wire.Exported(checkpoint), memory)
 
-    def _save(self, slow: Slow, fast: Fast) -> None:
+    def _save(self, state: tuple[Slow, Fast]) -> None:
+        slow, fast = state
         try:
             save_snapshot(self._directory, self._materials.run, slow, fast)
-        except OSError as error:
+            self._link.report(Saved(slow.round, fast.inner_step))
+        except (OSError, NotFinite) as error:
             reason = f"the snapshot of round {slow.round} could not be written: {error}"
             print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
-            self._link.answer(wire.NO_ID, wire.SaveFailed(reason))
+            self._link.answer(wire.NO_ID, SaveFailed(reason))
 
     def _unfinished(self) -> Fast:
-        """The state at the end; the steps of an open snapshot count to the round again."""
-        fast = self._loop.state()
+        """The state at the end."""
+        return self._with_open(self._loop.state())
+
+    def _with_open(self, fast: Fast) -> Fast:
+        """As it is saved: who goes on from it has no open snapshot, and counts its steps again."""
         return replace(fast, step_in_round=fast.step_in_round + sum(self._open.values()))
 
 
@@ -288,22 +288,6 @@ class Serial(threading.Thread):
             work()
 
 
-def from_checkpoint(checkpoint: Checkpoint, fds: Sequence[int], materials: Materials) -> Slow:
-    """The slow weights that came with a command.
-
-    Raises:
-        Malformed: none came, or others than the checkpoint says.
-    """
-    if len(fds) != 1:
-        raise Malformed("no checkpoint came with the command")
-    count = num_parameters(materials.spec.model)
-    slow = read_slow(Path(f"/proc/self/fd/{fds[0]}"), materials.run, count)
-    if slow.round != checkpoint.round or slow.digest() != checkpoint.weights:
-        raise Malformed("a checkpoint of another round or with other weights than it says")
-    check_shared(slow, materials.spec)
-    return slow
-
-
 @contextlib.contextmanager
 def _mapped(fd: int) -> Iterator[memoryview]:
     """A payload's bytes; empty ones are nobody's payload, and the decoder says so."""
@@ -325,10 +309,3 @@ def _fast_on(fast: Fast, device: torch.device) -> Fast:
     old = fast.moments
     moments = Moments(old.first_P.to(device), old.second_P.to(device), old.steps)
     return replace(fast, theta_P=fast.theta_P.to(device), moments=moments)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error

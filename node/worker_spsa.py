@@ -20,14 +20,19 @@ from torch import Tensor
 
 from node import worker_wire as wire
 from node.arena import SealableMemory
+from node.worker_files import NotFinite
 from node.worker_link import Link
 from node.worker_loop import REPORT_S
-from node.worker_session import Materials, Serial, initial_slow
+from node.worker_materials import Materials, initial_slow
+from node.worker_saver import Saver
+from node.worker_session import Serial
 from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
+from node.worker_wire_save import Saved, SaveFailed
 from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
-from protocol.ids import DIGEST_BYTES, Digest, Round, digest_of
+from protocol.ids import DIGEST_BYTES, Digest, Round
+from protocol.manifest import manifest_of
 from protocol.messages import Checkpoint
 from protocol.spsa import Frame, LogId, log_id, packed
 from trainers.model import model_on
@@ -115,8 +120,15 @@ class SpsaSession:
     """A started worker.  The main thread owns it."""
 
     def __init__(
-        self, link: Link, setup: wire.Setup, materials: Materials, saved: SavedSum | None
+        self,
+        link: Link,
+        setup: wire.Setup,
+        materials: Materials,
+        saved: SavedSum | None,
+        *,
+        is_on_disk: bool = False,
     ) -> None:
+        """Args: is_on_disk: `saved` was read from there."""
         self._link = link
         self._peer = setup.peer
         self._directory = Path(setup.directory)
@@ -136,7 +148,9 @@ class SpsaSession:
         self._writer = Serial("writer")
         self._evaluator = Serial("evaluator")
         self._sampling.start()
-        self._save(self._state())
+        if not is_on_disk:
+            self._save(self._state())
+        self._saver: Saver[SavedSum] = Saver(self._save)
 
     def ready(self, note: str) -> wire.Ready:
         """Where the worker stands."""
@@ -157,8 +171,9 @@ class SpsaSession:
                 for fd in fds:
                     os.close(fd)
         self._sampling.close()
+        self._saver.save(self._state())
         self._writer.finish()
-        self._save(self._state())
+        self._saver.finish()
 
     def _carry_out(self, id: int, command: wire.Command, fds: Sequence[int]) -> None:
         match command:
@@ -217,7 +232,8 @@ class SpsaSession:
         data = sum_checkpoint(self._materials.run, state)
         memory = SealableMemory(len(data))
         memory.view[:] = data
-        checkpoint = Checkpoint(state.round, digest_of(data), len(data), sum_digest(state.sum_Q))
+        name = manifest_of(data).name
+        checkpoint = Checkpoint(state.round, name, len(data), sum_digest(state.sum_Q))
         self._link.hand_over(id, wire.Exported(checkpoint), memory)
 
     def _save_now_and_then(self, frames: Sequence[Frame]) -> None:
@@ -234,17 +250,17 @@ class SpsaSession:
 
     def _save_soon(self) -> None:
         self._saved_at = time.monotonic()
-        state = self._state()
-        self._writer.do(lambda: self._save(state))
+        self._saver.save(self._state())
 
     def _save(self, state: SavedSum) -> None:
         weights_P = self._summed.weights_at(state.sum_Q)
         try:
             save_sum(self._directory, self._materials.run, state, weights_P)
-        except OSError as error:
+            self._link.report(Saved(state.round, state.step))
+        except (OSError, NotFinite) as error:
             reason = f"the sum of round {state.round} could not be written: {error}"
             print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
-            self._link.answer(wire.NO_ID, wire.SaveFailed(reason))
+            self._link.answer(wire.NO_ID, SaveFailed(reason))
 
 
 def started(

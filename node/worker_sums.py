@@ -7,19 +7,17 @@ there, and a reader takes nothing on trust.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save as serialized
 from torch import Tensor
 
-from node.snapshots import snapshot_files
-from node.worker_files import METADATA_KEY, NoSnapshot, keep_newest, number, write_whole
+from node.snapshots import SnapshotPlace, newest_usable, number, snapshot_name, unsealed
+from node.worker_files import check_digest, check_names, serialized_tensors, write_tensors
 from protocol.errors import Malformed
-from protocol.ids import Round, RunId, short
+from protocol.ids import Round, RunId
 from protocol.limits import MAX_ROUND
 from protocol.scalar import MAX_STEP
 from protocol.spsa import LogId, packed, unpacked
@@ -36,15 +34,14 @@ class SavedSum:
 
 
 def save_sum(directory: Path, run: RunId, saved: SavedSum, weights_P: Tensor) -> None:
-    """Write a snapshot and remove all but the newest two.  Raises OSError: the disk refuses."""
-    path = directory / f"snapshot-{saved.round:08d}-{saved.step:013d}.safetensors"
-    write_whole(path, _serialized(run, saved, {"phi": weights_P.cpu()}))
-    keep_newest(directory)
+    """Write a snapshot; all but the newest few go.  Raises OSError, NotFinite: no file is made."""
+    path = directory / snapshot_name(SnapshotPlace(saved.round, saved.step))
+    write_tensors(path, run, {"sum": _sum(saved), "phi": weights_P}, _numbers(saved))
 
 
 def sum_checkpoint(run: RunId, saved: SavedSum) -> bytes:
     """The blob that a joiner starts from; equal states give equal bytes."""
-    return _serialized(run, saved, {})
+    return serialized_tensors(run, {"sum": _sum(saved)}, _numbers(saved))
 
 
 def load_newest_sum(directory: Path, run: RunId) -> tuple[SavedSum, str]:
@@ -53,13 +50,7 @@ def load_newest_sum(directory: Path, run: RunId) -> tuple[SavedSum, str]:
     Raises:
         NoSnapshot: none can.
     """
-    notes: list[str] = []
-    for path in snapshot_files(directory):
-        try:
-            return read_sum(path, run), "; ".join(notes)
-        except (Malformed, OSError) as error:
-            notes.append(f"{path.name}: {error}")
-    raise NoSnapshot(f"no usable snapshot in {directory}: {'; '.join(notes) or 'none at all'}")
+    return newest_usable(directory, run, lambda path: read_sum(path, run))
 
 
 def read_sum(path: Path, run: RunId) -> SavedSum:
@@ -71,30 +62,28 @@ def read_sum(path: Path, run: RunId) -> SavedSum:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            numbers = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            if not isinstance(numbers, dict) or numbers.get("run") != run.hex():
-                raise Malformed(f"no sum of run {short(run)}")
+            numbers = unsealed(file.metadata(), run)
+            check_names(file.keys(), numbers)
             part = file.get_slice("sum")
             if part.get_dtype() != "I64" or len(part.get_shape()) != 1:
                 raise Malformed(f"the sum is {part.get_dtype()} {part.get_shape()}")
             sum_Q: Tensor = file.get_tensor("sum").clone()
+        check_digest(sum_Q, "sum", numbers)
         horizon = unpacked(bytes.fromhex(str(numbers.get("horizon"))))
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise error if isinstance(error, Malformed) else Malformed(f"broken: {error}") from error
     return SavedSum(
         Round(number(numbers, "round", MAX_ROUND)),
-        number(numbers, "step", MAX_STEP),
+        number(numbers, "inner_step", MAX_STEP),
         sum_Q,
         horizon,
     )
 
 
-def _serialized(run: RunId, saved: SavedSum, more: dict[str, Tensor]) -> bytes:
-    numbers = {
-        "run": run.hex(),
-        "round": saved.round,
-        "step": saved.step,
-        "horizon": packed(saved.horizon).hex(),
-    }
-    sum_Q = saved.sum_Q.to(torch.int64).cpu()
-    return serialized({"sum": sum_Q, **more}, {METADATA_KEY: json.dumps(numbers)})
+def _sum(saved: SavedSum) -> Tensor:
+    return saved.sum_Q.to(torch.int64)
+
+
+def _numbers(saved: SavedSum) -> dict[str, object]:
+    horizon = packed(saved.horizon).hex()
+    return {"round": saved.round, "inner_step": saved.step, "horizon": horizon}

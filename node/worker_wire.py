@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+from node.worker_wire_control import ChangeSettings
+from node.worker_wire_join import MakeSketch, Sketched
+from node.worker_wire_save import Saved, SaveFailed
 from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
 from protocol import codec
 from protocol.algorithms import MAX_GROUP
@@ -153,6 +156,8 @@ Command = (
     | Evaluate
     | Export
     | Stop
+    | MakeSketch
+    | ChangeSettings
     | Sample
     | AddScalars
     | NameSum
@@ -221,7 +226,7 @@ class SnapshotDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OuterDone:
-    """Slow weights and momentum of `round` are in place, and on disk unless `SaveFailed` came."""
+    """Slow weights and momentum of `round` are in place; `Saved` says when they are on disk."""
 
     TAG: ClassVar[int] = 6
     round: Round
@@ -260,14 +265,6 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveFailed:
-    """A snapshot could not be written; training goes on, the older files stay."""
-
-    TAG: ClassVar[int] = 10
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
     """The command could not be carried out; with id 0 the worker ends."""
 
@@ -286,7 +283,9 @@ Event = (
     | Evaluated
     | Exported
     | SaveFailed
+    | Saved
     | Failed
+    | Sketched
     | Sampled
     | Added
     | SumNamed

@@ -8,6 +8,9 @@ from typing import ClassVar
 from protocol.ids import Digest
 from protocol.spsa import Frame
 
+FRAMES_A_PACKET = 256
+"""48 KiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -38,6 +41,12 @@ class NameSum:
     TAG: ClassVar[int] = 14
     less: tuple[Frame, ...]
     more: bool
+
+
+def naming(less: tuple[Frame, ...]) -> list[NameSum]:
+    """The commands that name the sum less these frames, as many as they need packets."""
+    starts = range(0, max(len(less), 1), FRAMES_A_PACKET)
+    return [NameSum(less[start : start + FRAMES_A_PACKET], start != starts[-1]) for start in starts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from node.worker_files import read_weights
-from node.worker_session import initial_slow, read_validation
+from node.worker_materials import initial_slow, read_validation
 from protocol import codec
 from protocol.errors import Malformed
 from protocol.fragments import num_parameters

@@ -23,6 +23,10 @@ MAX_INNER_STEPS = 100_000
 MAX_GROUP = 16
 """Members of a diloco, streaming or sync run: each fetches from all others.  More use noloco."""
 MAX_PATTERNS = 16
+MAX_CHANGEABLE = 8
+"""Settings that a spec may mark as changeable; no trainer has more than four."""
+LR, INNER_STEPS = "inner.lr", "trainer.inner_steps"
+CODEC, GRADIENT_CODEC = "trainer.codec", "trainer.gradient_codec"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,9 @@ class NolocoConfig(_OuterOptions):
     """How long one peer may leave a proposal unanswered.  A guess."""
     exchange_deadline_s: float = 60.0
     """How long a pair may take from acceptance to commit.  A guess: 250 MB at 5 MB/s."""
+    reanchor_rounds: int = 32
+    """Peers so many rounds apart do not exchange; the one behind takes over weights of one ahead.
+    Simulated speeds of 1 : 4 : 16 in a swarm of 60 stay within 16."""
 
     def __post_init__(self) -> None:
         _OuterOptions.__post_init__(self)
@@ -82,6 +89,7 @@ class NolocoConfig(_OuterOptions):
         check.integer("trainer.fragment_layers", self.fragment_layers, 0, 256)
         check.number("trainer.proposal_deadline_s", self.proposal_deadline_s, 0.1, 600.0)
         check.number("trainer.exchange_deadline_s", self.exchange_deadline_s, 0.5, 3600.0)
+        check.integer("trainer.reanchor_rounds", self.reanchor_rounds, 2, 10_000_000)
         if self.feedback and self.vectors == 1:
             raise ValueError(
                 "trainer.feedback is true with trainer.vectors = 1, expected vectors = 2: one "
@@ -100,6 +108,17 @@ class NolocoConfig(_OuterOptions):
                 f"diverge from each other; expected gamma below 2 (1 - alpha^2) = {bound:g}, "
                 "so lower alpha or gamma"
             )
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Settings that a spec may let its creator change in the middle of the run.
+
+        A peer may train for longer, or with another rate, than its partner: a pair's weights
+        follow from tokens.  A payload says its codec itself.  What stands in the outer step
+        (alpha, beta, gamma, vectors) would have to be equal on both sides of a pair.
+        """
+        of_gradient = (GRADIENT_CODEC,) if self.vectors == 2 else ()
+        return (LR, INNER_STEPS, CODEC, *of_gradient)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +161,16 @@ class DilocoConfig(_OuterOptions):
                 f"trainer.stale is true with trainer.overlap_steps {self.overlap_steps}, expected "
                 "0: a stale average is applied a whole round later"
             )
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """See `NolocoConfig.changeable`.
+
+        Which fragment a round averages follows from its number, not from H, and nobody waits
+        for who trains longer: it is called by the others, and weighted by tokens.  The outer
+        rate and momentum have to be equal on all members to the bit.
+        """
+        return (LR, INNER_STEPS, CODEC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +224,12 @@ class SpsaConfig:
         check.number("trainer.in_flight", self.in_flight, 1.0, 1e6)
         check.integer("trainer.base_scalars", self.base_scalars, 100, 100_000_000)
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Nothing: lr, eps and the steps of the run stand in the weight of every scalar, and a
+        sum is only the same on all peers if they weigh every scalar alike."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncConfig:
@@ -216,6 +251,11 @@ class SyncConfig:
         """A step is a round."""
         return 1
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """The rate of a step is taken with everybody's gradient, so it has to be the same."""
+        return (CODEC,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalConfig:
@@ -227,6 +267,11 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         check.integer("trainer.inner_steps", self.inner_steps, 1, MAX_INNER_STEPS)
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """What concerns nobody else."""
+        return (LR, INNER_STEPS)
 
 
 TrainerConfig = (

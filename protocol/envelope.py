@@ -32,6 +32,7 @@ class Domain(Enum):
     FRAME = b"frame"
     BASE = b"base"
     PEER = b"peer"
+    SNAPSHOT = b"snapshot"
 
 
 class Seal(Protocol):

@@ -26,6 +26,7 @@ from typing import ClassVar
 from protocol import check
 from protocol.ids import Digest, PeerId, Round
 from protocol.limits import MAX_FRAGMENT, MAX_PAYLOAD_BYTES, MAX_ROUND, MAX_TOKENS
+from protocol.manifest import MAX_BLOB_BYTES
 from protocol.rosters import Contribution, Later, SignedRoster
 from protocol.spsa import Behind, Frames, SignedBase, Want
 
@@ -37,9 +38,9 @@ MAX_DECISIONS = 4
 MAX_ADDRS = 8
 MAX_ADDR_BYTES = 256
 MAX_TTL_MS = 60_000
-REASONS = ("taken", "later", "fragment", "failed", "finished")
-"""Why a proposal is refused: paired already; still training; another fragment's turn here; the
-fetch failed; this peer has no rounds left."""
+REASONS = ("taken", "later", "fragment", "far", "failed", "finished")
+"""Why a proposal is refused: paired already; still training; another fragment's turn here; rounds
+too far apart; the fetch failed; this peer has no rounds left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Decision:
             check.digest("accepted", self.accepted)
 
 
-STATES = ("serving", "starting", "training", "finished", "leaving")
+STATES = ("serving", "starting", "training", "paused", "finished", "leaving")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,5 +278,5 @@ class Checkpoint:
     def __post_init__(self) -> None:
         check.integer("round", self.round, 0, MAX_ROUND)
         check.digest("digest", self.digest)
-        check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
+        check.integer("size_bytes", self.size_bytes, 1, MAX_BLOB_BYTES)
         check.digest("weights", self.weights)

@@ -148,6 +148,14 @@ def parts(data: Buffer, labels: tuple[Label, ...]) -> list[memoryview]:
     return views
 
 
+def codec_of(data: Buffer) -> str | None:
+    """The codec that the header of a payload names; None: there is no header, or none of ours."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, codec, *_ = HEADER.unpack(data[:HEADER_BYTES])
+    return CODECS[codec - 1] if magic == MAGIC and 1 <= codec <= len(CODECS) else None
+
+
 def _told(header: bytes) -> str:
     """A header in words, whatever it holds."""
     magic, codec, content, fragment, round, count = HEADER.unpack(header)

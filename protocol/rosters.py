@@ -27,7 +27,7 @@ from protocol.limits import MAX_FRAGMENT, MAX_PAYLOAD_BYTES, MAX_ROUND, MAX_TOKE
 MAX_TERM = 1000
 """Leaders tried in one round: a term lasts as long as the round's deadline."""
 MAX_ROSTER_BYTES = 3072
-"""Sixteen entries of 102 bytes, and 120 bytes around them."""
+"""Sixteen entries of 107 bytes, and 115 bytes around them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +80,14 @@ class Entry:
 
     peer: PeerId
     digest: Digest
+    size_bytes: int
+    """Of the payload: who did not hear of it must know what to fetch."""
     tokens: int
 
     def __post_init__(self) -> None:
         check.peer("peer", self.peer)
         check.digest("digest", self.digest)
+        check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
         check.integer("tokens", self.tokens, 1, MAX_TOKENS)
 
 
@@ -97,8 +100,6 @@ class Roster:
     term: int
     leader: PeerId
     anchor: Digest
-    size_bytes: int
-    """Of each payload: who made none of this fragment yet must know what to fetch."""
     entries: tuple[Entry, ...]
 
     def __post_init__(self) -> None:
@@ -107,7 +108,6 @@ class Roster:
         check.integer("term", self.term, 0, MAX_TERM)
         check.peer("leader", self.leader)
         check.digest("anchor", self.anchor)
-        check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
         check.items("entries", self.entries, MAX_GROUP)
         peers = [entry.peer for entry in self.entries]
         if not peers or peers != sorted(set(peers)):

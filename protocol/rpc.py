@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from protocol import check
+from protocol import check, manifest
 from protocol.ids import Digest, RunId
 from protocol.limits import MAX_PAYLOAD_BYTES
+from protocol.manifest import MAX_BLOB_BYTES, MAX_MANIFEST_BYTES
 from protocol.messages import PresenceEntry, SignedMessage
 from protocol.reach import DialCall, ReachCall, Reached, SeenCall
+from protocol.shards import Holding, Offers, ProtectCall, ShardCall, ShardsCall
 from protocol.spec import MAX_SPEC_BYTES
+from protocol.witness import Sketch, SketchCall, Weights, WeightsCall
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -25,8 +28,10 @@ A = TypeVar("A")
 KIB = 1024
 MIB = 1024 * 1024
 CHUNK_BYTES = MIB
-"""The most that one request brings: of a blob or a payload, verified as a whole at the end."""
+"""The most that one request brings of a payload, which is verified as a whole at the end."""
 MAX_PUSHED_ENTRIES = 64
+SMALL_BYTES = 256
+"""A run, a name and a few numbers."""
 
 
 class Lane(Enum):
@@ -46,6 +51,7 @@ class Kind(Enum):
     RECORD = "record"
     HELLO = "hello"
     REACH = "reach"
+    PROTECTION = "protection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +59,15 @@ class Method(Generic[Q, A]):
     """One request, one answer."""
 
     name: str
-    lane: Lane
+    lane: Lane = Lane.CONTROL
     kind: Kind
     request: type[Q]
     answer: type[A]
     """`bytes`: the raw bytes, not msgpack, in frames of at most 64 KiB."""
     deadline_s: float
     """The caller gives up after this, dialling included; bulk callers may pass a longer one."""
-    max_request_bytes: int
-    max_answer_bytes: int
+    max_request_bytes: int = SMALL_BYTES
+    max_answer_bytes: int = SMALL_BYTES
     per_peer: int
     """Calls a node serves at once for one peer; one more is refused as busy."""
     in_all: int
@@ -153,8 +159,34 @@ class FetchCall:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobInfoCall:
+    """ "What do you hold of this blob?" """
+
+    run: RunId
+    digest: Digest
+    is_manifest_wanted: bool
+
+    def __post_init__(self) -> None:
+        check.digest("digest", self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """What a peer holds of a blob."""
+
+    manifest: bytes
+    """Canonical bytes of a `Manifest`, whose hash is the blob's name; empty: not asked for."""
+    held: bytes
+    """A bit for each chunk, the first one the lowest of the first byte; empty: all of them."""
+
+    def __post_init__(self) -> None:
+        check.raw("manifest", self.manifest, 0, MAX_MANIFEST_BYTES)
+        check.raw("held", self.held, 0, MAX_BLOB_BYTES // manifest.CHUNK_BYTES // 8)
+
+
+@dataclass(frozen=True, slots=True)
 class BlobCall:
-    """Bytes [offset, offset + length) of a blob or checkpoint."""
+    """Bytes [offset, offset + length) of a blob, all of them in one chunk."""
 
     run: RunId
     digest: Digest
@@ -163,8 +195,8 @@ class BlobCall:
 
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
-        check.integer("offset", self.offset, 0, MAX_PAYLOAD_BYTES)
-        check.integer("length", self.length, 1, CHUNK_BYTES)
+        check.integer("offset", self.offset, 0, MAX_BLOB_BYTES)
+        check.integer("length", self.length, 1, manifest.CHUNK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,44 +206,37 @@ class Done:
 
 HELLO = Method(
     name="hello/1",
-    lane=Lane.CONTROL,
     kind=Kind.HELLO,
     request=Hello,
     answer=Welcome,
     deadline_s=10,
-    max_request_bytes=256,
     max_answer_bytes=20 * KIB,
     per_peer=4,
     in_all=64,
 )
 ROUND = Method(
     name="round/1",
-    lane=Lane.CONTROL,
     kind=Kind.ROUND,
     request=RoundCall,
     answer=Done,
     deadline_s=10,
     max_request_bytes=33 * KIB,
-    max_answer_bytes=64,
     per_peer=16,
     in_all=256,
 )
 SCALARS = Method(
     name="scalars/1",
-    lane=Lane.CONTROL,
     kind=Kind.PAYLOAD,
     request=RoundCall,
     answer=Done,
     deadline_s=10,
     max_request_bytes=33 * KIB,
-    max_answer_bytes=64,
     per_peer=16,
     in_all=256,
 )
 """`round/1` for the messages of spsa that carry scalars, which are counted as payload."""
 PRESENCE = Method(
     name="presence/1",
-    lane=Lane.CONTROL,
     kind=Kind.PRESENCE,
     request=PresenceCall,
     answer=PresenceCall,
@@ -223,7 +248,6 @@ PRESENCE = Method(
 )
 RECORDS = Method(
     name="records/1",
-    lane=Lane.CONTROL,
     kind=Kind.RECORD,
     request=RecordCall,
     answer=RecordCall,
@@ -235,75 +259,91 @@ RECORDS = Method(
 )
 CHECKPOINT = Method(
     name="checkpoint/1",
-    lane=Lane.CONTROL,
     kind=Kind.HELLO,
     request=CheckpointCall,
     answer=SignedCheckpoint,
     deadline_s=30,
-    max_request_bytes=256,
     max_answer_bytes=512,
     per_peer=1,
     in_all=16,
 )
 FETCH = Method(
-    name="fetch/1",
-    lane=Lane.BULK,
-    kind=Kind.PAYLOAD,
-    request=FetchCall,
-    answer=bytes,
-    deadline_s=60,
-    max_request_bytes=256,
-    max_answer_bytes=CHUNK_BYTES,
-    per_peer=8,
-    in_all=64,
-)
+    name="fetch/1", lane=Lane.BULK, kind=Kind.PAYLOAD, request=FetchCall, answer=bytes,
+    deadline_s=60, max_request_bytes=256, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+)  # fmt: skip
+BLOB_INFO = Method(
+    name="blob-info/1", lane=Lane.BULK, kind=Kind.BLOB, request=BlobInfoCall, answer=BlobInfo,
+    deadline_s=20, max_request_bytes=256, max_answer_bytes=132 * KIB, per_peer=2, in_all=32,
+)  # fmt: skip
 BLOB = Method(
-    name="blob/1",
-    lane=Lane.BULK,
-    kind=Kind.BLOB,
-    request=BlobCall,
-    answer=bytes,
-    deadline_s=60,
-    max_request_bytes=256,
-    max_answer_bytes=CHUNK_BYTES,
+    name="blob/1", lane=Lane.BULK, kind=Kind.BLOB, request=BlobCall, answer=bytes,
+    deadline_s=60, max_answer_bytes=manifest.CHUNK_BYTES, per_peer=8, in_all=32,
+)  # fmt: skip
+"""More joiners at once than have a place are refused as busy, and go to other donors."""
+SKETCH = Method(
+    name="sketch/1",
+    kind=Kind.HELLO,
+    request=SketchCall,
+    answer=Sketch,
+    deadline_s=30,
+    max_answer_bytes=2 * KIB,
+    per_peer=1,
+    in_all=4,
+)
+"""A pass over the weights each."""
+WEIGHTS = Method(
+    name="weights/1",
+    kind=Kind.HELLO,
+    request=WeightsCall,
+    answer=Weights,
+    deadline_s=10,
     per_peer=4,
-    in_all=32,
+    in_all=64,
 )
 REACH = Method(
     name="reach/1",
-    lane=Lane.CONTROL,
     kind=Kind.REACH,
     request=ReachCall,
     answer=Reached,
     deadline_s=15,
     max_request_bytes=512,
-    max_answer_bytes=64,
     per_peer=1,
     in_all=8,
 )
 DIAL = Method(
     name="dial/1",
-    lane=Lane.CONTROL,
     kind=Kind.REACH,
     request=DialCall,
     answer=Done,
     deadline_s=12,
     max_request_bytes=512,
-    max_answer_bytes=64,
     per_peer=2,
     in_all=8,
 )
 SEEN = Method(
     name="seen/1",
-    lane=Lane.CONTROL,
     kind=Kind.REACH,
     request=SeenCall,
     answer=Done,
     deadline_s=5,
-    max_request_bytes=128,
-    max_answer_bytes=64,
     per_peer=1,
     in_all=8,
 )
+PROTECT = Method(
+    name="protect/1", lane=Lane.CONTROL, kind=Kind.PROTECTION, request=ProtectCall, answer=Holding,
+    deadline_s=10, max_request_bytes=2 * KIB, max_answer_bytes=64, per_peer=4, in_all=64,
+)  # fmt: skip
+SHARDS = Method(
+    name="shards/1", lane=Lane.CONTROL, kind=Kind.PROTECTION, request=ShardsCall, answer=Offers,
+    deadline_s=10, max_request_bytes=64, max_answer_bytes=4 * KIB, per_peer=1, in_all=64,
+)  # fmt: skip
+SHARD = Method(
+    name="shard/1", lane=Lane.BULK, kind=Kind.PROTECTION, request=ShardCall, answer=bytes,
+    deadline_s=60, max_request_bytes=256, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+)  # fmt: skip
+"""`fetch/1` for shards: only for their owner and their holder, and counted apart."""
 
-METHODS = (HELLO, ROUND, SCALARS, PRESENCE, RECORDS, CHECKPOINT, FETCH, BLOB, REACH, DIAL, SEEN)
+METHODS = (
+    HELLO, ROUND, SCALARS, PRESENCE, RECORDS, CHECKPOINT, SKETCH, WEIGHTS, FETCH, BLOB_INFO, BLOB,
+    REACH, DIAL, SEEN, PROTECT, SHARDS, SHARD,
+)  # fmt: skip

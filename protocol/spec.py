@@ -12,6 +12,7 @@ from typing import assert_never
 
 from protocol import check, codec, fragments
 from protocol.algorithms import (
+    MAX_CHANGEABLE,
     DilocoConfig,
     LocalConfig,
     NolocoConfig,
@@ -22,7 +23,9 @@ from protocol.algorithms import (
 from protocol.envelope import Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
+from protocol.manifest import MAX_BLOB_BYTES
 from protocol.model import GptConfig, InnerConfig
+from protocol.shards import ProtectionConfig
 
 FORMAT_VERSION = 1
 MAX_SPEC_BYTES = 16 * 1024
@@ -36,11 +39,12 @@ class BlobRef:
     """A blob by name and length: enough to fetch it from anyone and to know that it is it."""
 
     digest: Digest
+    """Of its manifest, which names every chunk: `protocol.manifest`."""
     size_bytes: int
 
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
-        check.integer("size_bytes", self.size_bytes, 1, 1 << 40)
+        check.integer("size_bytes", self.size_bytes, 1, MAX_BLOB_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,11 @@ class RunSpec:
     inner: InnerConfig
     trainer: TrainerConfig
     data: DataConfig
+    protection: ProtectionConfig | None = None
+    """How each member's private state is kept in the memory of others; None: it is not."""
+    changeable: tuple[str, ...] = ()
+    """Settings that the creator may change in the middle of the run (`protocol.changes`), as a
+    run file names them; sorted, and of those that its trainer can stand."""
 
     def __post_init__(self) -> None:
         check.integer("format_version", self.format_version, FORMAT_VERSION, FORMAT_VERSION)
@@ -93,6 +102,21 @@ class RunSpec:
         if self.join_secret is not None:
             check.digest("join_secret", self.join_secret)
         self._check_steps()
+        self._check_changeable()
+        self._check_protection()
+
+    def _check_changeable(self) -> None:
+        """That a change in the middle breaks nothing, whoever hears of it when."""
+        check.items("changeable", self.changeable, MAX_CHANGEABLE)
+        allowed = self.trainer.changeable
+        for name in self.changeable:
+            if name not in allowed:
+                raise ValueError(
+                    f"changeable names {name!r:.40}, which no {self.trainer.KIND} run can change "
+                    f"in the middle; expected some of {', '.join(allowed) or 'nothing'}"
+                )
+        if list(self.changeable) != sorted(set(self.changeable)):
+            raise ValueError("changeable is not sorted, or names a setting twice")
 
     def _check_steps(self) -> None:
         """That every round has a step, and an overlap ends before the next fragment's turn."""
@@ -108,6 +132,13 @@ class RunSpec:
             raise ValueError(
                 f"trainer.overlap_steps is {overlap}, expected less than the {shortest} inner "
                 "steps of a round: trainer.inner_steps over the number of fragments"
+            )
+
+    def _check_protection(self) -> None:
+        if self.protection and isinstance(self.trainer, SpsaConfig | SyncConfig):
+            raise ValueError(
+                f"there is a table protection, but trainer.kind is {self.trainer.KIND}, expected "
+                "noloco, diloco, streaming or local: here every member holds all there is to lose"
             )
 
     @property

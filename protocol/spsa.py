@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NewType
 
 from protocol import check, codec
+from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, RunId, digest_of
 from protocol.scalar import MAX_AUTHORS, MAX_STEP, check_scalars
 
@@ -181,6 +182,26 @@ class SignedBase:
 FRAME_BYTES = 176
 """Of a frame in a message, besides its scalars: numbers of a few hundred steps in, author,
 base and signature.  Later ones are a few bytes longer."""
+
+
+def check_frame(frame: Frame, *, steps: int, samples: int) -> None:
+    """Judge a frame by its own bytes alone, so that all peers of the run agree on it.
+
+    Args:
+        steps: of one peer in the whole run.
+        samples: scalars a step.
+
+    Raises:
+        Malformed: no honest peer makes it.
+    """
+    made, rest = divmod(len(frame.scalars), samples)
+    if rest or frame.step + made > steps:
+        raise Malformed(
+            f"a frame of {len(frame.scalars)} scalars from step {frame.step} on, in a run "
+            f"of {steps} steps with {samples} a step"
+        )
+    if frame.first > frame.step * samples:
+        raise Malformed(f"a frame of step {frame.step} after {frame.first} scalars")
 
 
 @functools.lru_cache(FRAMES_KEPT)

@@ -15,11 +15,12 @@ import async_solipsism  # type: ignore[import-untyped]
 
 from node.driver import Driver
 from node.sim_toy import ToyLearner
+from protocol.changes import InForce
 from protocol.errors import PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Message
 from protocol.spsa import Frame
-from trainers.effects import ApplyOuter, Closed, Finished, Wait
+from trainers.effects import ApplyOuter, Closed, Finished, Paused, Unpaused, Wait
 from trainers.events import Received, Resumed, Sampled
 
 LATENCY_S = 0.05
@@ -92,6 +93,7 @@ class MemoryLearner:
     def __init__(self, toy: ToyLearner, arena: dict[Digest, object]) -> None:
         self.toy = toy
         self.round = Round(0)
+        self.changes: tuple[InForce, ...] = ()
         self._arena = arena
         self._steps = 0
         self._closing = False
@@ -119,6 +121,9 @@ class MemoryLearner:
 
     def close_inner(self) -> None:
         self._closing = True
+
+    def change(self, changes: tuple[InForce, ...]) -> None:
+        self.changes = changes
 
     async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
         digest, size_bytes, content = self.toy.snapshot(round, fragment)
@@ -161,6 +166,7 @@ class Notes:
     decisions: tuple[Decision, ...] = ()
     rounds: list[Closed] = field(default_factory=list)
     waits: list[tuple[Wait, float]] = field(default_factory=list)
+    holds: list[Paused | Unpaused] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def publish(self, decisions: tuple[Decision, ...]) -> None:
@@ -171,6 +177,9 @@ class Notes:
 
     def waiting(self, wait: Wait, for_s: float) -> None:
         self.waits.append((wait, for_s))
+
+    def held(self, held: Paused | Unpaused) -> None:
+        self.holds.append(held)
 
     def finished(self, finished: Finished) -> None:
         self.done.set()

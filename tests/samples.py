@@ -5,6 +5,7 @@ from __future__ import annotations
 from protocol.algorithms import TRAINERS, NolocoConfig
 from protocol.envelope import Signer
 from protocol.ids import Digest, Round, RunId, digest_of
+from protocol.manifest import Manifest
 from protocol.messages import (
     Abort,
     Accept,
@@ -23,6 +24,8 @@ from protocol.model import GptConfig, InnerConfig
 from protocol.rosters import Contribution, Entry, Later, Roster, sign_roster
 from protocol.rpc import (
     BlobCall,
+    BlobInfo,
+    BlobInfoCall,
     CheckpointCall,
     Done,
     FetchCall,
@@ -32,6 +35,17 @@ from protocol.rpc import (
     RoundCall,
     SignedCheckpoint,
     Welcome,
+)
+from protocol.shards import (
+    Holding,
+    Offer,
+    Offers,
+    ProtectCall,
+    ProtectionConfig,
+    ShardCall,
+    ShardsCall,
+    Stamp,
+    sign_stamp,
 )
 from protocol.spec import BlobRef, DataConfig, RunSpec
 from protocol.spsa import (
@@ -102,9 +116,9 @@ ROSTER = Roster(
     term=2,
     leader=CREATOR.peer,
     anchor=DIGEST,
-    size_bytes=1000,
     entries=tuple(
-        Entry(peer, digest_of(peer.encode()), 400) for peer in sorted((CREATOR.peer, OTHER.peer))
+        Entry(peer, digest_of(peer.encode()), 1000, 400)
+        for peer in sorted((CREATOR.peer, OTHER.peer))
     ),
 )
 BOOT = b"bootboot"
@@ -120,6 +134,23 @@ FRAME = Frame(
 HORIZON = packed({log_id(RUN, CREATOR.peer, BOOT): 69, log_id(RUN, OTHER.peer, BOOT): 5})
 BASE = Base(index=2, leader=OTHER.peer, horizon=HORIZON, authors=2, sum=DIGEST)
 ENTRY = PresenceEntry(b"body", b"s" * 64, 14_000)
+
+MANIFEST = Manifest(1024 * 1024 + 1, DIGEST + digest_of(b"other"))
+
+STAMP = Stamp(
+    owner=CREATOR.peer,
+    boot=BOOT,
+    serial=1_700_000_000_000,
+    round=Round(3),
+    inner_step=60,
+    data=2,
+    parity=1,
+    size_bytes=1000,
+    digest=DIGEST,
+    shard_bytes=580,
+    shards=tuple(digest_of(bytes([index])) for index in range(3)),
+)
+SIGNED_STAMP = sign_stamp(STAMP, RUN, CREATOR)
 
 VALUES: dict[str, object] = {
     "propose": Propose(Round(3), 0, DIGEST, 1000, 400, 5.0),
@@ -156,7 +187,17 @@ VALUES: dict[str, object] = {
     "checkpoint-call": CheckpointCall(RUN),
     "signed-checkpoint": SignedCheckpoint(b"body", b"s" * 64),
     "fetch-call": FetchCall(RUN, DIGEST, 1 << 20, 1 << 19),
+    "blob-info-call": BlobInfoCall(RUN, DIGEST, is_manifest_wanted=True),
+    "blob-info": BlobInfo(b"manifest", b"\x05"),
+    "manifest": MANIFEST,
     "blob-call": BlobCall(RUN, DIGEST, 0, 1024),
     "done": Done(),
+    "stamp": STAMP,
+    "protect-call": ProtectCall(RUN, SIGNED_STAMP, 1, False),
+    "holding": Holding("coming"),
+    "shards-call": ShardsCall(RUN),
+    "offers": Offers((Offer(SIGNED_STAMP, 1),)),
+    "shard-call": ShardCall(RUN, DIGEST, 0, 580),
+    "spec-protected": spec(protection=ProtectionConfig()),
     **{f"spec-{kind}": spec(trainer=config()) for kind, config in TRAINERS.items()},
 }

@@ -29,9 +29,11 @@ from trainers.effects import (
     Effect,
     Finished,
     NameSum,
+    Paused,
     Sample,
     Send,
     SetTimer,
+    Unpaused,
 )
 from trainers.events import (
     Added,
@@ -295,7 +297,7 @@ class Pump:
                 node.commands.append((effect, node.start))
             case _:
                 known = Blame | Closed | CloseInner | Finished | Sample | AddScalars | NameSum
-                assert isinstance(effect, known | CatchUp), effect
+                assert isinstance(effect, known | CatchUp | Paused | Unpaused), effect
 
     def _sample(self, node: Node) -> None:
         effect, start = node.sampling.popleft()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console, RenderableType
 
 from node.api import Status
+from protocol.errors import ConfigError
 from protocol.ids import peer_id
 
 ALICE, BOB = peer_id(bytes(32)), peer_id(bytes([1]) * 32)
@@ -43,6 +44,8 @@ def status(**changes: object) -> Status:
             "up": {"payload": 10_100_000, "round": 9_000, "presence": 5_000},
             "down": {"payload": 9_000_000},
         },
+        "protection": None,
+        "changes": {},
         "closed_form": {"payload": 10_000_000, "round": 9_000},
         "parameters": 1_000_000,
         "records": "",
@@ -61,6 +64,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.now: Mapping[str, object] = status()
         self.left = False
+        self.orders: list[dict[str, object]] = []
 
     def status(self) -> Mapping[str, object]:
         return self.now
@@ -68,8 +72,17 @@ class FakeNode:
     def peers(self) -> Sequence[Mapping[str, object]]:
         return [{"peer": "p", "round": 3}]
 
+    def contributions(self) -> Mapping[str, object]:
+        return {"records": "", "authors": [], "sum": {"tokens": 0}}
+
     async def leave(self) -> None:
         self.left = True
+
+    async def order(self, order: Mapping[str, object]) -> str:
+        self.orders.append(dict(order))
+        if order["action"] == "stop":
+            raise ConfigError("it is stopped for good")
+        return "paused"
 
 
 def rendered(table: RenderableType) -> list[str]:

@@ -21,8 +21,27 @@ async def test_the_client_gets_what_the_node_says(tmp_path: Path) -> None:
     async with serving(path, node), ApiClient(path) as client:
         assert await client.status() == status()
         assert await client.peers() == [{"peer": "p", "round": 3}]
+        assert await client.contributions() == node.contributions()
         await client.leave()
     assert node.left
+
+
+async def test_an_order_is_carried_out_or_refused_with_the_nodes_own_sentence(
+    tmp_path: Path,
+) -> None:
+    node, path = FakeNode(), tmp_path / "api.sock"
+    async with serving(path, node), ApiClient(path) as client:
+        assert await client.order({"action": "pause"}) == "paused"
+        with pytest.raises(ConfigError, match=r"^it is stopped for good$"):
+            await client.order({"action": "stop"})
+        for nonsense in ("[]", "{"):
+            async with (
+                aiohttp.UnixConnector(path=str(path)) as line,
+                aiohttp.ClientSession(connector=line) as plain,
+                plain.post("http://node/order", data=nonsense) as answer,
+            ):
+                assert answer.status == 400
+    assert node.orders == [{"action": "pause"}, {"action": "stop"}]
 
 
 async def test_only_the_owner_may_connect_and_the_socket_goes_with_the_node(

@@ -29,13 +29,16 @@ DOORS = {
     "multiaddr": ("node/bench/rpc_libp2p.py", "node/p2p/*.py"),
     "trio": ("node/bench/rpc_libp2p.py", "node/p2p/*.py", "node/bridge.py"),
     "torch": (
-        "trainers/compress.py", "trainers/data.py", "trainers/fragments.py", "trainers/inner.py",
-        "trainers/model.py", "trainers/outer*.py", "trainers/perturb.py", "trainers/probe.py",
-        "trainers/quantize.py", "trainers/scalars.py", "trainers/state.py", "trainers/subspace.py",
-        "trainers/summed.py", "trainers/topk.py", "node/bench/*.py", "node/sim_model.py",
-        "node/sim_spsa.py", "node/worker*.py", "node/yardstick.py",
+        "trainers/compact.py", "trainers/compress.py", "trainers/data.py",
+        "trainers/fragments.py", "trainers/inner.py", "trainers/model.py", "trainers/outer*.py",
+        "trainers/perturb.py", "trainers/probe.py", "trainers/quantize.py", "trainers/scalars.py",
+        "trainers/sketch.py", "trainers/state.py", "trainers/subspace.py", "trainers/summed.py",
+        "trainers/topk.py", "node/bench/*.py", "node/sim_model.py", "node/sim_spsa.py",
+        "node/worker*.py", "node/yardstick.py", "node/export.py", "node/hugging_face.py",
+        "node/sample.py", "node/trained.py", "trainers/sampling.py",
     ),
     "pycrdt": ("crdt/document.py",),
+    "pyeclib": ("node/erasure.py",),
     "aiohttp": ("node/api.py",),
     "zeroconf": ("node/lan.py",),
     "miniupnpc": ("node/upnp.py",),
@@ -76,6 +79,7 @@ AT_IMPORT_TOO = {"node/cli.py": "add_typer"}
 """typer knows its commands no other way."""
 LATE_IMPORTS = {
     "node/cli.py": ("node.node", "node.sim_command"),
+    "node/cli_model.py": ("node.export", "node.sample"),
     "node/sim_command.py": ("node.sim_figure", "node.sim_model"),
 }
 """A client of the daemon starts without libp2p and numpy, which take half a second; a simulation

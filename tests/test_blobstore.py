@@ -1,131 +1,284 @@
-"""Blobs on a real disk, fetched from donors that are dictionaries."""
+"""Blobs on a real disk: whole or partly here, never wrong, never over the quota."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import resource
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from blob_world import ref_of
 
-from node.blobstore import BlobStore, NoSpace, NotFetched, _on_disk
-from protocol import rpc
-from protocol.envelope import Signer
-from protocol.errors import PeerUnavailable
-from protocol.ids import PeerId, RunId, digest_of
-from protocol.spec import BlobRef
+from node.blobstore import BlobStore, NoSpace, on_disk
+from protocol import codec
+from protocol.manifest import CHUNK_BYTES, bitfield_of, manifest_of, open_manifest
+from protocol.rpc import MIB
 
-RUN = RunId(b"r" * 32)
-ALICE, BOB = (Signer(bytes([n]) * 32).peer for n in (1, 2))
-PEERS = {"alice": ALICE, "bob": BOB}
-DATA = random.Random(7).randbytes(2 * rpc.CHUNK_BYTES + 1000)
+DATA = random.Random(7).randbytes(2 * CHUNK_BYTES + 1000)
 """Three chunks, the last one short."""
-WRONG = bytes(len(DATA))
+OTHER = bytes(len(DATA))
+MANIFEST = manifest_of(DATA)
+NAME = MANIFEST.name
+HEX = NAME.hex()
 
 
-def ref_of(data: bytes) -> BlobRef:
-    return BlobRef(digest=digest_of(data), size_bytes=len(data))
+async def opened(folder: Path, quota_bytes: int = 64 * MIB) -> BlobStore:
+    store = BlobStore(folder, quota_bytes)
+    await store.open()
+    return store
 
 
-class Disk:
-    """A store in a folder, and whom it blamed."""
-
-    def __init__(self, folder: Path, quota_bytes: int = 64 * rpc.MIB) -> None:
-        self.folder = folder
-        self.blamed: list[PeerId] = []
-        self.store = BlobStore(folder, quota_bytes, blame=lambda peer, _: self.blamed.append(peer))
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-async def disk(folder: Path, quota_bytes: int = 64 * rpc.MIB) -> Disk:
-    made = Disk(folder, quota_bytes)
-    await made.store.open()
-    return made
+def chunk(number: int) -> bytearray:
+    return bytearray(DATA[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES])
 
 
-class Donors:
-    """Peers that hold bytes; a peer that holds none never answers."""
+async def partial(store: BlobStore, *chunks: int, is_lasting: bool = True) -> None:
+    """These chunks have come, and then the fetch ended."""
+    receiving = await store.receive(MANIFEST, is_lasting=is_lasting)
+    for number in chunks:
+        assert await receiving.write(number, chunk(number))
+    receiving.close()
 
-    def __init__(self, **held: bytes) -> None:
-        self.held = {PEERS[name]: data for name, data in held.items()}
-        self.fails: set[int] = set()
-        """The calls, counted from 0, that find the peer gone."""
-        self.asked: list[tuple[PeerId, int]] = []
-        self.called = asyncio.Event()
 
-    async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
-        assert method is rpc.BLOB
-        assert request.run == RUN
-        self.asked.append((peer, request.offset))
-        self.called.set()
-        if peer not in self.held:
-            await asyncio.Event().wait()
-        if len(self.asked) - 1 in self.fails:
-            raise PeerUnavailable(peer, "gone")
-        return self.held[peer][request.offset : request.offset + request.length]
+# --- whole blobs ------------------------------------------------------------------------------
 
 
 async def test_a_blob_that_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
-    ref = await (await disk(tmp_path)).store.put(DATA)
-    store = (await disk(tmp_path)).store
-    path = await store.path(ref.digest)
-    assert path is not None
-    assert path.read_bytes() == DATA
-    assert store.used_bytes == len(DATA)
+    assert await (await opened(tmp_path)).put(DATA) == ref_of(DATA)
+    store = await opened(tmp_path)
+    path = await store.path(NAME)
+    assert path == tmp_path / HEX
+    assert path.read_bytes() == DATA == await store.bytes_of(NAME)
+    assert (store.used_bytes, store.whole()) == (len(DATA), (NAME,))
 
 
-async def test_parts_are_read_and_end_where_the_blob_ends(tmp_path: Path) -> None:
-    store = (await disk(tmp_path)).store
-    ref = await store.put(b"0123456789")
-    assert await store.read(ref.digest, 3, 4) == b"3456"
-    assert await store.read(ref.digest, 8, 4) == b"89"
-    assert await store.read(ref_of(b"other").digest, 0, 1) is None
+async def test_parts_are_read_and_end_where_the_chunk_ends(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    assert await store.read(NAME, 3, 4) == DATA[3:7]
+    assert await store.read(NAME, CHUNK_BYTES - 2, 4) == DATA[CHUNK_BYTES - 2 : CHUNK_BYTES]
+    assert await store.read(NAME, 2 * CHUNK_BYTES, CHUNK_BYTES) == DATA[2 * CHUNK_BYTES :]
+    assert await store.read(NAME, len(DATA), 1) == b""
+    assert await store.read(NAME, 10 * CHUNK_BYTES, 1) is None
+    assert await store.read(ref_of(OTHER).digest, 0, 1) is None
 
 
-async def test_a_blob_that_rotted_on_disk_is_not_used(tmp_path: Path) -> None:
-    ref = await (await disk(tmp_path)).store.put(DATA)
-    (tmp_path / ref.digest.hex()).write_bytes(WRONG)
-    again = await disk(tmp_path)
-    assert await again.store.read(ref.digest, 0, 10) is None
-    assert (again.names(), again.store.used_bytes) == ([], 0)
+async def test_who_holds_all_of_it_says_so_with_the_manifest(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    held = store.held(NAME)
+    assert held is not None
+    assert (open_manifest(NAME, held.manifest), held.chunks) == (MANIFEST, b"")
+    assert store.held(ref_of(OTHER).digest) is None
 
 
-async def test_a_blob_that_somebody_deleted_is_not_here(tmp_path: Path) -> None:
-    store = (await disk(tmp_path)).store
-    ref = await store.put(DATA)
-    (tmp_path / ref.digest.hex()).unlink()
-    assert await store.read(ref.digest, 0, 10) is None
-    assert await store.put(DATA) == ref
-    assert await store.read(ref.digest, 0, 10) == DATA[:10]
+async def test_a_blob_is_opened_for_the_worker_and_closed_again(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    async with store.opened(NAME) as (fd,):
+        assert os.pread(fd, len(DATA), 0) == DATA
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    for nothing in (None, ref_of(OTHER).digest):
+        async with store.opened(nothing) as fds:
+            assert fds == ()
 
 
-async def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "00ff.partial").write_bytes(b"half")
-    assert (await disk(tmp_path)).names() == []
+# --- a disk that lies -------------------------------------------------------------------------
+
+
+async def test_a_corrupted_chunk_costs_that_chunk_alone_and_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    spoilt = bytearray(DATA)
+    spoilt[CHUNK_BYTES + 17] ^= 1
+    (tmp_path / HEX).write_bytes(spoilt)
+    store = await opened(tmp_path)
+    reads = [store.read(NAME, CHUNK_BYTES + 4 * n, 4) for n in range(4)]
+    assert [await read for read in reads] == [None] * 4
+    assert await store.read(NAME, 0, 4) == DATA[:4]
+    assert await store.read(NAME, len(DATA) - 4, 4) == DATA[-4:]
+    assert (await store.path(NAME), store.whole()) == (None, ())
+    held = store.held(NAME)
+    assert held is not None
+    assert held.chunks == bitfield_of([0, 2], 3)
+    assert len([r for r in caplog.records if "broken on disk" in r.getMessage()]) == 1
+
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    assert receiving.held == {0, 2}
+    assert await receiving.write(1, chunk(1))
+    assert (await receiving.finish()).read_bytes() == DATA
+    receiving.close()
+    assert await store.read(NAME, CHUNK_BYTES, 4) == DATA[CHUNK_BYTES : CHUNK_BYTES + 4]
+
+
+async def test_a_blob_that_is_wanted_whole_is_looked_through_first(tmp_path: Path) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    (tmp_path / HEX).write_bytes(DATA[:-1])
+    store = await opened(tmp_path)
+    assert await store.path(NAME) is None
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    assert receiving.held == {0, 1}
+    receiving.close()
+
+
+async def test_a_blob_that_somebody_deleted_is_not_here_and_can_be_put_again(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    (tmp_path / HEX).unlink()
+    assert await store.read(NAME, 0, 10) is None
+    await store.put(DATA)
+    assert await store.read(NAME, 0, 10) == DATA[:10]
+
+
+async def test_files_that_are_no_blobs_are_removed(tmp_path: Path) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    for name in (
+        "junk",
+        "00.manifest",
+        "ff" * 32,
+        "ff" * 32 + ".manifest",
+        HEX[:-2] + "00.partial",
+    ):
+        (tmp_path / name).write_bytes(b"\xc1")
+    store = await opened(tmp_path)
+    assert (names(tmp_path), store.whole()) == ([HEX, f"{HEX}.manifest"], (NAME,))
+
+
+# --- partly here ------------------------------------------------------------------------------
+
+
+async def test_what_has_come_survives_a_restart_and_is_checked(tmp_path: Path) -> None:
+    await partial(await opened(tmp_path), 0, 2)
+    with (tmp_path / f"{HEX}.partial").open("r+b") as file:
+        file.write(b"\xff" * 9)
+    store = await opened(tmp_path)
+    assert (store.held(NAME), store.whole(), store.used_bytes) == (None, (), len(DATA))
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    assert receiving.held == {2}
+    for number in (0, 1):
+        assert await receiving.write(number, chunk(number))
+    assert await receiving.finish() == tmp_path / HEX
+    receiving.close()
+    assert await store.bytes_of(NAME) == DATA
+    assert names(tmp_path) == [HEX, f"{HEX}.manifest"]
+
+
+async def test_chunks_that_have_come_are_served_before_the_rest_has(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    before = store.held(NAME)
+    await receiving.write(1, chunk(1))
+    after = store.held(NAME)
+    assert before is not None
+    assert after is not None
+    assert (before.chunks, after.chunks) == (b"\x00", b"\x02")
+    assert await store.read(NAME, CHUNK_BYTES, 4) == DATA[CHUNK_BYTES : CHUNK_BYTES + 4]
+    assert await store.read(NAME, 0, 4) is None
+    assert (await store.path(NAME), after.manifest) == (None, codec.encode(MANIFEST))
+    receiving.close()
+
+
+async def test_wrong_bytes_are_not_written(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    assert not await receiving.write(0, chunk(1))
+    assert not await receiving.write(2, bytearray(5))
+    assert receiving.held == frozenset()
+    assert (tmp_path / f"{HEX}.partial").read_bytes() == OTHER
+    receiving.close()
+
+
+# --- blobs that are given back ----------------------------------------------------------------
+
+
+def memfd(data: bytes) -> int:
+    fd = os.memfd_create("test")
+    os.write(fd, data)
+    return fd
+
+
+async def test_a_passing_blob_goes_with_its_last_holder(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    fd = memfd(DATA)
+    assert [await store.put_memory(fd, len(DATA)) for _ in range(2)] == [ref_of(DATA)] * 2
+    os.close(fd)
+    await store.release(NAME)
+    assert await store.bytes_of(NAME) == DATA
+    await store.release(NAME)
+    assert (names(tmp_path), store.used_bytes) == ([], 0)
+    await store.release(NAME)
+
+
+async def test_a_lasting_blob_is_not_given_back(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    assert await store.hold(NAME) is not None
+    await store.release(NAME)
+    assert store.whole() == (NAME,)
+
+
+async def test_whole_passing_blobs_do_not_survive_a_restart_and_partial_ones_do(
+    tmp_path: Path,
+) -> None:
+    before = await opened(tmp_path)
+    fd = memfd(OTHER)
+    await before.put_memory(fd, len(OTHER))
+    os.close(fd)
+    await partial(before, 1, is_lasting=False)
+    store = await opened(tmp_path)
+    assert names(tmp_path) == [f"{HEX}.partial", f"{HEX}.passing"]
+    receiving = await store.receive(MANIFEST, is_lasting=False)
+    assert receiving.held == {1}
+    receiving.close()
+    await store.forget_partials()
+    assert names(tmp_path) == []
+
+
+async def test_what_was_given_up_makes_room_and_what_is_held_does_not(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=5 * MIB)
+    await partial(store, 1, is_lasting=False)
+    ref = await store.put(OTHER)
+    await store.put(b"small")
+    assert names(tmp_path)[0] != f"{HEX}.partial" or len(names(tmp_path)) > 2
+    third = random.Random(8).randbytes(len(DATA))
+    await store.put(third)
+    assert set(store.whole()) == {ref.digest, ref_of(b"small").digest, ref_of(third).digest}
+    with pytest.raises(NoSpace):
+        await store.receive(MANIFEST, is_lasting=False)
+
+
+# --- no room ----------------------------------------------------------------------------------
 
 
 async def test_over_the_quota_nothing_is_written_and_the_sentence_says_what_to_do(
     tmp_path: Path,
 ) -> None:
-    full = await disk(tmp_path, quota_bytes=3 * rpc.MIB)
-    ref = await full.store.put(DATA)
+    full = await opened(tmp_path, quota_bytes=3 * MIB)
+    await full.put(DATA)
     with pytest.raises(NoSpace, match=r"2\.0 of 3\.0 MiB .* expected room for 2\.0 MiB more; "):
-        await full.store.put(WRONG)
-    assert full.names() == [ref.digest.hex()]
-    await full.store.remove(ref.digest)
-    await full.store.put(WRONG)
+        await full.put(OTHER)
+    assert names(tmp_path) == [HEX, f"{HEX}.manifest"]
+    await full.remove(NAME)
+    await full.put(OTHER)
 
 
 @contextmanager
-def full_disk(at_bytes: int) -> Iterator[None]:
-    """No file of this process may grow further: the nearest thing to a full disk."""
+def no_longer_files(at_bytes: int) -> Iterator[None]:
+    """No file of this process may grow further."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, hard))
     try:
@@ -134,90 +287,39 @@ def full_disk(at_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_full_disk_breaks_nothing(tmp_path: Path) -> None:
-    little = await disk(tmp_path)
-    ref = await little.store.put(b"small")
-    with full_disk(rpc.MIB), pytest.raises(NoSpace, match=r"^disk: .* expected .*; free some"):
-        await little.store.put(DATA)
-    assert (little.names(), little.store.used_bytes) == ([ref.digest.hex()], len(b"small"))
-    await little.store.put(DATA)
+async def test_a_file_that_may_not_grow_breaks_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    small = await store.put(b"small")
+    with no_longer_files(MIB), pytest.raises(NoSpace, match=r"^disk: .* expected .*; free some"):
+        await store.put(DATA)
+    assert (store.whole(), store.used_bytes) == ((small.digest,), len(b"small"))
+    assert len(names(tmp_path)) == 2
+    await store.put(DATA)
 
 
-async def test_a_blob_is_fetched_in_chunks_with_progress_and_then_served(tmp_path: Path) -> None:
-    here, donors, progress = await disk(tmp_path), Donors(alice=DATA), []
-    path = await here.store.fetch(
-        donors, RUN, ref_of(DATA), [ALICE], progress=lambda held, size: progress.append(held)
-    )
-    assert path.read_bytes() == DATA
-    assert progress == [rpc.CHUNK_BYTES, 2 * rpc.CHUNK_BYTES, len(DATA)]
-    assert await here.store.read(digest_of(DATA), len(DATA) - 5, 5) == DATA[-5:]
-    await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE])
-    assert len(donors.asked) == 3
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", f"{folder}"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes rights that this process has not")
+    yield folder
+    subprocess.run(["umount", f"{folder}"], check=True)
 
 
-async def test_the_next_peer_goes_on_at_the_chunk_where_the_last_one_failed(tmp_path: Path) -> None:
-    here, donors = await disk(tmp_path), Donors(alice=DATA, bob=DATA)
-    donors.fails = {1}
-    path = await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE, BOB])
-    assert path.read_bytes() == DATA
-    chunk = rpc.CHUNK_BYTES
-    assert donors.asked == [(ALICE, 0), (ALICE, chunk), (BOB, chunk), (BOB, 2 * chunk)]
-    assert here.blamed == []
-
-
-async def test_wrong_bytes_are_blamed_on_the_donor_and_another_one_gives_the_blob(
-    tmp_path: Path,
-) -> None:
-    here, donors = await disk(tmp_path), Donors(alice=WRONG, bob=DATA)
-    path = await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE, BOB])
-    assert path.read_bytes() == DATA
-    assert here.blamed == [ALICE]
-
-
-@pytest.mark.parametrize("peers", [[ALICE, BOB], [BOB, ALICE]])
-async def test_of_two_donors_together_only_the_wrong_one_is_blamed(
-    tmp_path: Path, peers: list[PeerId]
-) -> None:
-    here, donors = await disk(tmp_path), Donors(alice=WRONG, bob=DATA)
-    donors.fails = {1}
-    path = await here.store.fetch(donors, RUN, ref_of(DATA), peers)
-    assert path.read_bytes() == DATA
-    assert set(here.blamed) <= {ALICE}
-    assert here.blamed == [ALICE] * (peers[0] == ALICE)
-
-
-async def test_a_chunk_of_another_length_is_blamed_at_once(tmp_path: Path) -> None:
-    here, donors = await disk(tmp_path), Donors(alice=DATA[:-1])
-    with pytest.raises(NotFetched, match="sent 999 bytes of a chunk of 1000"):
-        await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE])
-    assert (here.blamed, here.names(), here.store.used_bytes) == ([ALICE], [], 0)
-
-
-async def test_when_nobody_has_it_every_reason_is_named_and_nothing_stays(tmp_path: Path) -> None:
-    here, donors = await disk(tmp_path), Donors(alice=DATA, bob=DATA)
-    donors.fails = {2, 3}
-    with pytest.raises(NotFetched, match=r"gone; .*gone"):
-        await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE, BOB])
-    with pytest.raises(NotFetched, match="there is no peer to ask"):
-        await here.store.fetch(donors, RUN, ref_of(DATA), [])
-    assert (here.blamed, here.names(), here.store.used_bytes) == ([], [], 0)
-
-
-async def test_a_fetch_has_a_deadline_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    here, donors = await disk(tmp_path), Donors()
-    with pytest.raises(NotFetched, match=r"0 of 2098152 bytes from 1 peers within 0\.01 s"):
-        await here.store.fetch(donors, RUN, ref_of(DATA), [ALICE], deadline_s=0.01)
-    assert (here.names(), here.store.used_bytes) == ([], 0)
-
-
-async def test_a_cancelled_fetch_leaves_nothing(tmp_path: Path) -> None:
-    here, donors = await disk(tmp_path), Donors()
-    fetching = asyncio.create_task(here.store.fetch(donors, RUN, ref_of(DATA), [ALICE]))
-    await donors.called.wait()
-    fetching.cancel()
-    await asyncio.wait([fetching])
-    assert fetching.cancelled()
-    assert (here.names(), here.store.used_bytes) == ([], 0)
+async def test_a_full_disk_is_one_sentence_before_a_byte_is_fetched(small_disk: Path) -> None:
+    store = await opened(small_disk)
+    small = await store.put(bytes(MIB))
+    with pytest.raises(NoSpace, match=r"disk: No space left on device in .*; free some space"):
+        await store.receive(MANIFEST, is_lasting=True)
+    assert store.whole() == (small.digest,)
+    assert names(small_disk) == [small.digest.hex(), f"{small.digest.hex()}.manifest"]
+    assert await store.bytes_of(small.digest) == bytes(MIB)
+    await store.remove(small.digest)
+    await store.put(DATA)
+    assert await store.bytes_of(NAME) == DATA
 
 
 async def test_being_cancelled_waits_until_the_disk_has_ended() -> None:
@@ -229,7 +331,7 @@ async def test_being_cancelled_waits_until_the_disk_has_ended() -> None:
         may_end.wait(10)
         ended.set()
 
-    writing = asyncio.create_task(_on_disk(work))
+    writing = asyncio.create_task(on_disk(work))
     await asyncio.to_thread(begun.wait, 10)
     writing.cancel()
     for _ in range(5):

@@ -73,7 +73,10 @@ async def asked(path: Path, *arguments: str) -> Result:
         (("up", "--auto-run", "x"), "shoal: command line: found one of --auto-run and"),
         (("status",), "shoal: no node runs on the data directory "),
         (("peers",), "shoal: no node runs on the data directory "),
+        (("contributions",), "shoal: no node runs on the data directory "),
         (("leave",), "shoal: no node runs on the data directory "),
+        (("pause",), "shoal: no node runs on the data directory "),
+        (("set", "inner.lr", "0.1"), "shoal: no node runs on the data directory "),
         (("data", "fetch", "poems"), "shoal: corpus: found 'poems', expected one of shakespeare"),
         (("demo", "--nodes", "0"), "shoal: command line: --nodes is 0, expected 1 to 16"),
         (("demo", "--nodes", "1", "--kill-one"), "shoal: command line: --nodes is 1, expected 2"),
@@ -91,6 +94,30 @@ def test_bad_input_is_one_sentence_and_status_2(
     code, out, err = in_process(capsys, monkeypatch, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(sentence)
+
+
+async def test_the_creators_commands_ask_its_node_and_tell_what_it_says(tmp_path: Path) -> None:
+    node = FakeNode()
+    orders = [
+        ("pause",),
+        ("resume",),
+        ("stop",),
+        ("set", "inner.lr", "1e-4"),
+        ("set", "trainer.codec", "int8", "--from-round", "7"),
+    ]
+    async with serving(tmp_path / "api.sock", node):
+        found = [
+            await asyncio.to_thread(shoal, *order, "--data-dir", str(tmp_path)) for order in orders
+        ]
+    done = Result(0, "paused\n", "")
+    assert found == [done, done, Result(2, "", "shoal: it is stopped for good\n"), done, done]
+    assert node.orders == [
+        {"action": "pause"},
+        {"action": "resume"},
+        {"action": "stop"},
+        {"action": "set", "name": "inner.lr", "value": "1e-4", "from_round": None},
+        {"action": "set", "name": "trainer.codec", "value": "int8", "from_round": 7},
+    ]
 
 
 def test_an_unknown_command_is_refused_without_a_traceback() -> None:

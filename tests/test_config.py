@@ -21,6 +21,7 @@ from protocol.algorithms import (
 from protocol.errors import ConfigError
 from protocol.ids import Digest, peer_id
 from protocol.model import GptConfig, InnerConfig
+from protocol.shards import ProtectionConfig
 from protocol.spec import BlobRef, DataConfig
 
 PEER = peer_id(bytes(32))
@@ -59,6 +60,7 @@ def draft(**changes: object) -> RunDraft:
         model=GptConfig(),
         inner=InnerConfig(),
         trainer=NolocoConfig(),
+        changeable=("inner.lr", "trainer.codec", "trainer.inner_steps"),
     )
     return replace(default, **changes)  # type: ignore[arg-type]
 
@@ -81,6 +83,8 @@ def test_every_table_of_a_run_file_reaches_its_settings(tmp_path: Path) -> None:
         kind = "noloco"
         inner_steps = 10
         codec = "fp32"
+        [protection]
+        parity = 3
     """
     assert read_run_file(run_file(tmp_path, text)) == draft(
         name="small",
@@ -90,6 +94,19 @@ def test_every_table_of_a_run_file_reaches_its_settings(tmp_path: Path) -> None:
         model=GptConfig(width=64),
         inner=InnerConfig(batch=4),
         trainer=NolocoConfig(inner_steps=10, codec="fp32"),
+        protection=ProtectionConfig(parity=3),
+    )
+
+
+def test_a_run_file_says_what_its_creator_may_change_later(tmp_path: Path) -> None:
+    one = read_run_file(run_file(tmp_path, 'changeable = ["trainer.codec", "inner.lr"]'))
+    assert one.changeable == ("inner.lr", "trainer.codec")
+    none = read_run_file(run_file(tmp_path, "changeable = []"))
+    assert none.changeable == ()
+    assert read_run_file(run_file(tmp_path, '[trainer]\nkind = "spsa"')).changeable == ()
+    assert sentence_about(tmp_path, 'changeable = ["trainer.beta"]') == (
+        "changeable names 'trainer.beta', which no noloco run can change in the middle; expected "
+        "some of inner.lr, trainer.inner_steps, trainer.codec; correct it and start again"
     )
 
 
@@ -109,6 +126,18 @@ def test_the_kind_says_which_trainer_the_other_settings_are_of(
 ) -> None:
     found = read_run_file(run_file(tmp_path, f"[trainer]\n{text}")).trainer
     assert (type(found), found) == (type(trainer), trainer)
+
+
+def test_protection_is_off_without_its_table_and_on_with_an_empty_one(tmp_path: Path) -> None:
+    assert read_run_file(run_file(tmp_path, "")).protection is None
+    found = read_run_file(run_file(tmp_path, "[protection]")).protection
+    assert found == ProtectionConfig(data=2, parity=1, every_rounds=10)
+
+
+@pytest.mark.parametrize("kind", ["spsa", "sync"])
+def test_what_has_no_private_state_is_not_protected(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"protection, but trainer.kind is {kind}, expected"):
+        read_run_file(run_file(tmp_path, f'[trainer]\nkind = "{kind}"\n[protection]'))
 
 
 def test_a_whole_number_is_taken_where_a_number_is_expected(tmp_path: Path) -> None:
@@ -155,7 +184,8 @@ def test_every_example_is_a_run(path: Path) -> None:
         (
             "round = 3",
             "unknown key round, expected one of name, data, validation, rounds, seed, "
-            "min_members, start_deadline_s, private, model, inner, trainer; correct or remove it",
+            "min_members, start_deadline_s, private, changeable, model, inner, trainer, "
+            "protection; correct or remove it",
         ),
         (
             "[model]\nlayer = 3",

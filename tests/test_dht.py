@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
+import trio
 from libp2p.kad_dht import value_store
+from libp2p.kad_dht.common import PROTOCOL_ID
+from libp2p.kad_dht.utils import sort_peer_ids_by_distance
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
@@ -18,6 +21,7 @@ from multiaddr import Multiaddr
 from node.bridge import Bridge
 from node.p2p import library
 from node.p2p.dht import RecordValidator
+from node.p2p.lookup import ask_closest
 from node.p2p.providers import MAX_GIVEN, MAX_KEYS, MAX_PER_KEY, TTL_S, Providers
 from protocol.envelope import Signer
 from protocol.errors import Malformed
@@ -59,6 +63,10 @@ def record(seq: int = 1, left_s: int = 600) -> PeerRecord:
     )
 
 
+def forged(value: bytes) -> bytes:
+    return value[:-1] + bytes([value[-1] ^ 1])
+
+
 async def test_a_signed_record_is_found_by_a_peer_that_never_met_its_author() -> None:
     async with hosts(4) as (alice, gate, bob, carol):
         for other in (alice, bob, carol):
@@ -91,7 +99,7 @@ async def test_a_newer_record_replaces_the_one_that_a_peer_looked_up_before() ->
     [
         sign_peer_record(record(9, left_s=-1), ALICE),
         sign_peer_record(replace(record(9), expires_unix_s=1 << 39), ALICE),
-        sign_peer_record(record(9), ALICE)[:-1] + b"\0",
+        forged(sign_peer_record(record(9), ALICE)),
         b"any bytes at all",
     ],
 )
@@ -223,6 +231,85 @@ async def test_what_a_lookup_brings_is_not_passed_on_as_if_it_were_new() -> None
         store.providers.clear()  # in a large swarm Alice would not have told him
         assert [peer for peer, _ in await bob.find_providers(b"k" * 32)] == [ALICE.peer]
         assert store.providers == {}
+
+
+# --- lookups -----------------------------------------------------------------------------------
+
+
+class Swarm:
+    """Sixty peers, each of whom knows all; stands in for the library's `KadDHT`, too."""
+
+    peers = tuple(provider(number).peer_id for number in range(1, 61))
+    nearest = tuple(sort_peer_ids_by_distance(b"k", list(peers)))
+    local_peer_id = provider(99).peer_id
+
+    def __init__(self, silent: tuple[ID, ...] = ()) -> None:
+        self.peer_routing = self
+        self.asked: list[ID] = []
+        self._silent = silent
+
+    async def find_closest_peers_network(self, key: bytes) -> list[ID]:
+        return list(self.nearest[5:15])  # the closest are heard of from these
+
+    async def ask(self, peer: ID) -> Sequence[ID]:
+        self.asked.append(peer)
+        return () if peer in self._silent else (*self.peers, self.local_peer_id)
+
+
+def look_up(swarm: Swarm, has_enough: Callable[[], bool] = lambda: False) -> None:
+    trio.run(ask_closest, swarm, b"k", swarm.ask, has_enough)
+
+
+def test_what_nobody_provides_is_asked_of_the_twenty_closest_and_of_nobody_else() -> None:
+    swarm = Swarm()
+    look_up(swarm)
+    assert set(swarm.asked) == set(swarm.nearest[:20])
+    assert len(swarm.asked) == 20
+
+
+def test_a_peer_that_does_not_answer_makes_room_for_the_next() -> None:
+    swarm = Swarm(silent=Swarm.nearest[:3])
+    look_up(swarm)
+    assert set(swarm.asked) == set(swarm.nearest[:23])
+
+
+def test_a_lookup_ends_when_it_has_enough() -> None:
+    swarm = Swarm()
+    look_up(swarm, lambda: len(swarm.asked) > 0)
+    assert set(swarm.asked) == set(swarm.nearest[5:15])  # they are asked at once
+
+
+async def test_who_was_ever_heard_of_is_not_dialled_unasked() -> None:
+    async with hosts(3) as (alice, gate, bob):
+        await link(alice, gate)
+        await link(bob, gate)
+        network = alice._host._network
+
+        async def hears_of_bob() -> None:
+            (addr,) = bob._host.addrs
+            network.peerstore.add_addrs(ID.from_base58(SIGNERS[2].peer), [Multiaddr(addr)], 60)
+            await network.auto_connector.maybe_connect()
+
+        await alice.call(hears_of_bob)
+        assert alice.connected() == (SIGNERS[1].peer,)
+
+
+async def test_a_stream_is_closed_also_when_its_opener_is_cancelled() -> None:
+    async with hosts(2) as (alice, bob):
+        await link(alice, bob)
+        me = alice._host
+
+        async def cancelled() -> int:
+            stream = await me._host.new_stream(ID.from_base58(SIGNERS[1].peer), [PROTOCOL_ID])
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    await stream.close()
+            return sum(stream in c.get_streams() for c in me._network.get_connections())
+
+        assert await alice.call(cancelled) == 0
 
 
 def test_the_validator_chooses_by_number_and_refuses_what_does_not_count() -> None:

@@ -43,8 +43,8 @@ def struct(body: str) -> bytes:
     return bytes.fromhex("01 01 09 00" + body + "00")
 
 
-PARENT = "01 06 7265636f7264 01 61"
-"""The map "record", the key "a"."""
+PARENT = "01 01 72 01 61"
+"""The map "r", the key "a"."""
 BYTES = "01 74 02 6869"
 GOOD = struct("28" + PARENT + BYTES)
 
@@ -56,9 +56,9 @@ HOSTILE = {
     "no byte string": struct("28" + PARENT + "01" + "7501" * 8000 + "7e"),  # 16 kB, stack overflow
     "found 0, at most 1|no byte string": struct("28" + PARENT + "00"),  # panic: unwrap on None
     "an item of kind 7": struct("27" + PARENT + "01"),  # a nested map
-    "outside of 'record'": struct("28 01 05 6f74686572 01 61" + BYTES),
-    "without a key": struct("08 01 06 7265636f7264" + BYTES),
-    "no UTF-8": struct("28 01 06 7265636f7264 01 ff" + BYTES),
+    "outside of 'r'": struct("28 01 05 6f74686572 01 61" + BYTES),
+    "without a key": struct("08 01 01 72" + BYTES),
+    "no UTF-8": struct("28 01 01 72 01 ff" + BYTES),
     "ends too early": GOOD[:-6],
     "1 bytes after": GOOD + b"\0",
     "more than nine bytes": b"\xff" * 16_000,
@@ -79,7 +79,7 @@ def test_the_update_that_the_hostile_ones_are_made_of_is_good() -> None:
 
 def test_refuses_other_types_of_the_same_library() -> None:
     doc: Doc[Any] = Doc(client_id=1)
-    root: Map[Any] = doc.get("record", type=Map)
+    root: Map[Any] = doc.get("r", type=Map)
     for value in ("text", 3, 0.5, True, None, [b"a"], {"a": 1}, Map({"a": b"b"}), Array([1])):
         before = doc.get_state()
         root["a"] = value
@@ -113,7 +113,7 @@ def test_a_mutated_update_is_refused_or_harmless(
 def test_a_panic_of_rust_is_a_malformed_update() -> None:
     """It is a BaseException.  yrs panics on a client that it knows without any items."""
     doc: Doc[Any] = Doc()
-    doc.get("record", type=Map)
+    doc.get("r", type=Map)
     doc.apply_update(GOOD)
     with pytest.raises(Malformed, match="panic: called"), _hostile():
         doc.apply_update(NO_ITEMS)

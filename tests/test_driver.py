@@ -19,6 +19,7 @@ from memory_network import (
 from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
 from node.sim_toy import ToyLearner
 from protocol.algorithms import NolocoConfig
+from protocol.changes import InForce
 from protocol.errors import PayloadRefused, PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
 from protocol.messages import Abort, Decision, Message
@@ -108,6 +109,9 @@ class Worker:
 
     def close_inner(self) -> None:
         self.asked.append(("close",))
+
+    def change(self, changes: tuple[InForce, ...]) -> None:
+        self.asked.append(("change", changes))
 
     async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
         await self._answer("snapshot", round, fragment)

@@ -21,8 +21,10 @@ from node import learner as learner_module
 from node import worker_life
 from node import worker_wire as wire
 from node.arena import Arena
+from node.blobstore import BlobStore
 from node.learner import InnerResult, Learner, StartRefused
 from node.snapshots import snapshot_files
+from node.worker_wire_save import Saved
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,
@@ -50,9 +52,16 @@ PAYLOAD_BYTES = payload_bytes("bf16", num_parameters(MODEL))
 class Peer:
     learner: Learner
     arena: Arena
+    store: BlobStore
     directory: Path
     resumed: asyncio.Queue[wire.Ready]
     save_failed: asyncio.Queue[str]
+    saved: asyncio.Queue[Saved]
+
+    async def is_saved(self, round: int) -> None:
+        """Wait until a snapshot of this round is on disk."""
+        while (await self.saved.get()).round != round:
+            pass
 
 
 @asynccontextmanager
@@ -61,19 +70,24 @@ async def peer(run: SmallRun, name: bytes = b"\x01", **changes: str | int) -> As
     setup = replace(run.setup(name), **changes)  # type: ignore[arg-type]
     directory = Path(setup.directory)
     arena = Arena()
+    store = BlobStore(directory / "blobs", 1 << 30)
+    await store.open()
     resumed: asyncio.Queue[wire.Ready] = asyncio.Queue()
     save_failed: asyncio.Queue[str] = asyncio.Queue()
+    saved: asyncio.Queue[Saved] = asyncio.Queue()
     learner = Learner(
         setup,
         arena,
+        store=store,
         socket_path=directory / "worker.sock",
         on_resumed=resumed.put_nowait,
         on_save_failed=save_failed.put_nowait,
+        on_saved=saved.put_nowait,
     )
     async with asyncio.TaskGroup() as tasks:
         supervisor = tasks.create_task(learner.run())
         try:
-            yield Peer(learner, arena, directory, resumed, save_failed)
+            yield Peer(learner, arena, store, directory, resumed, save_failed, saved)
         finally:
             supervisor.cancel()
             arena.close()
@@ -219,7 +233,7 @@ async def test_with_sync_the_mean_gradient_moves_all_and_a_joiner_gets_the_optim
         exports = [await one.learner.export() for one in both]
         assert exports[0] == exports[1]  # weights, moments and counters
         async with peer(run, b"\x03") as joiner:
-            joiner.arena.put(bytes(alice.arena.view(exports[0].digest)))
+            await joiner.store.put(await alice.store.bytes_of(exports[0].digest))
             await joiner.learner.start(wire.StartFromCheckpoint(exports[0]))
             a = await gradient(alice, 3)
             joiner.arena.put(bytes(alice.arena.view(a)))
@@ -248,6 +262,7 @@ async def test_a_local_learner_goes_from_round_to_round_and_on_from_disk(tmp_pat
             done = await me.learner.outer(ApplyOuter(Round(round + 1), 0, None, ()))
             names.append((done.round, done.weights))
         assert len(set(names)) == 3
+        await me.is_saved(3)
         assert me.learner.pid is not None
         os.kill(me.learner.pid, signal.SIGKILL)
         ready = await me.resumed.get()
@@ -264,14 +279,14 @@ async def test_a_started_learner_goes_over_to_a_members_weights(tmp_path: Path) 
         digest, _ = await member.learner.snapshot(R0, 0)
         done = await member.learner.outer(alone(0, digest))
         checkpoint = await member.learner.export()
-        blob = bytes(member.arena.view(checkpoint.digest))
+        blob = await member.store.bytes_of(checkpoint.digest)
         await strayed.learner.snapshot(R0, 0)
 
-        damaged = strayed.arena.put(blob[:-1])
+        damaged = (await strayed.store.put(blob[:-1])).digest
         with pytest.raises(StartRefused, match="broken"):
             await strayed.learner.take_over(start_from(checkpoint, damaged))
 
-        strayed.arena.put(blob)
+        await strayed.store.put(blob)
         async with asyncio.TaskGroup() as tasks:
             inner = tasks.create_task(strayed.learner.inner(R1, ENDLESS))
             await asyncio.sleep(0)  # the order goes out
@@ -302,6 +317,7 @@ async def test_a_killed_worker_is_replaced_and_goes_on_from_its_snapshot(tmp_pat
         await me.learner.inner(R0, 4)
         digest, _ = await me.learner.snapshot(R0, 0)
         await me.learner.outer(alone(0, digest))
+        await me.is_saved(1)
         async with asyncio.TaskGroup() as tasks:
             inner = tasks.create_task(lost(me.learner, R1))
             await asyncio.sleep(0)
@@ -378,17 +394,22 @@ async def test_a_joiner_starts_from_a_members_weights_and_refuses_damaged_ones(
         digest, _ = await member.learner.snapshot(R0, 0)
         done = await member.learner.outer(alone(0, digest))
         checkpoint = await member.learner.export()
-        blob = bytes(member.arena.view(checkpoint.digest))
+        blob = await member.store.bytes_of(checkpoint.digest)
 
-        damaged = joiner.arena.put(blob[:-1])
+        damaged = (await joiner.store.put(blob[:-1])).digest
         with pytest.raises(StartRefused, match="broken"):
             await joiner.learner.start(start_from(checkpoint, damaged))
-        other = joiner.arena.put(blob[:-4] + b"\x01\0\0\0")
-        wrong = Checkpoint(R1, other, len(blob), digest)
+        flipped = (await joiner.store.put(blob[:-4] + b"\x01\0\0\0")).digest
+        with pytest.raises(StartRefused, match="is not what was written, by its digest"):
+            await joiner.learner.start(start_from(checkpoint, flipped))
+
+        gone = start_from(checkpoint, checkpoint.digest)
+        with pytest.raises(StartRefused, match="no checkpoint came"):
+            await joiner.learner.start(gone)
+        await joiner.store.put(blob)
+        wrong = Checkpoint(R1, checkpoint.digest, len(blob), digest)
         with pytest.raises(StartRefused, match="other weights than it says"):
             await joiner.learner.start(wire.StartFromCheckpoint(wrong))
-
-        joiner.arena.put(blob)
         assert (await joiner.learner.start(wire.StartFromCheckpoint(checkpoint))).round == 1
         assert (await joiner.learner.export()).weights == done.weights
         assert snapshots(joiner.directory) == ["snapshot-00000001-0000000000000.safetensors"]
@@ -475,7 +496,7 @@ class Script:
             assert received is not None
             if isinstance(received[0].body, kind):
                 return
-            assert isinstance(received[0].body, wire.Progress), received
+            assert isinstance(received[0].body, wire.Progress | Saved), received
 
 
 @pytest.mark.parametrize("end", ["node gone", "SIGTERM", "Stop"])

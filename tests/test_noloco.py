@@ -22,6 +22,7 @@ from protocol.messages import (
 from trainers.effects import (
     ApplyOuter,
     Blame,
+    CatchUp,
     Closed,
     CloseInner,
     Effect,
@@ -37,11 +38,13 @@ from trainers.effects import (
     Wait,
 )
 from trainers.events import (
+    CatchUpFailed,
     DecisionsSeen,
     Fetched,
     FetchFailed,
     InnerDone,
     InnerFailed,
+    LeftBehind,
     MembersChanged,
     OuterDone,
     OuterRefused,
@@ -53,6 +56,7 @@ from trainers.events import (
 )
 from trainers.noloco import Noloco
 from trainers.pairs import edge_key, fragment_in_turn
+from trainers.reanchor import source
 from trainers.timers import (
     AskAgain,
     DoubtDeadline,
@@ -661,3 +665,95 @@ def test_alone_the_fragment_in_turn_takes_its_own_step() -> None:
     alice.handle(InnerDone(2, 400), 2.0)
     alice.handle(SnapshotDone(Round(0), turn, payload("a"), 100), 2.0)
     assert alone(1, turn) in alice.handle(InnerDone(3, 600), 5.0)
+
+
+# --- rounds that are far apart ------------------------------------------------------------
+
+
+FAR = CONFIG.reanchor_rounds
+
+
+@pytest.mark.parametrize("ahead", [FAR, FAR + 3])
+def test_a_proposal_from_far_ahead_is_refused_and_hurries_nobody(ahead: int) -> None:
+    alice = machine(ALICE, BOB, rounds=99)
+    effects = alice.handle(Received(BOB, propose("b", round=ahead)), 4.0)
+    assert effects == [Send(BOB, Refuse(payload("b"), "far", 0.0))]
+
+
+def test_a_proposal_from_just_within_reach_is_answered() -> None:
+    alice = searching(ALICE, BOB, rounds=99)
+    alice.handle(Received(BOB, Refuse(payload("a"), "taken", 0.0)), 8.5)
+    effects = alice.handle(Received(BOB, propose("b", round=FAR - 1)), 9.0)
+    assert Send(BOB, Accept(payload("b"), Round(0), payload("a"), 100, 400)) in effects
+
+
+def test_a_proposal_from_far_behind_is_refused() -> None:
+    alice = machine(ALICE, BOB, rounds=99)
+    alice.handle(Resumed(Round(FAR), WEIGHTS), 1.0)
+    effects = alice.handle(Received(BOB, propose("b")), 2.0)
+    assert effects == [Send(BOB, Refuse(payload("b"), "far", 0.0))]
+
+
+def test_an_acceptance_from_far_away_is_answered_with_abort_and_blames_nobody() -> None:
+    alice = searching(ALICE, BOB, rounds=99)
+    effects = alice.handle(Received(BOB, accept(round=FAR)), 9.0)
+    assert but_waits(effects) == [Send(BOB, Abort(payload("a")))]
+
+
+def test_who_is_left_behind_closes_its_round_alone_then_takes_over_weights() -> None:
+    alice = searching(ALICE, BOB, rounds=99)
+    assert alice.handle(LeftBehind(CAROL), 9.0) == [alone()]
+    effects = alice.handle(OuterDone(Round(1), WEIGHTS), 9.5)
+    assert effects[-2:] == [
+        Closed(Round(0), 400, None, False, "left behind by the others"),
+        CatchUp(CAROL),
+    ]
+    refused = alice.handle(Received(BOB, propose("b")), 9.6)
+    assert refused == [Send(BOB, Refuse(payload("b"), "far", 0.0))]
+    assert alice.handle(LeftBehind(BOB), 9.7) == []  # one at a time
+    assert alice.handle(InnerDone(8, 400), 9.8) == []  # no snapshot of weights that will go
+    assert alice.handle(Resumed(Round(40), WEIGHTS), 11.0) == [RunInner(Round(40), 8)]
+    assert alice.round == 40
+
+
+def test_who_is_left_behind_while_it_trains_takes_over_weights_at_once() -> None:
+    alice = machine(ALICE, BOB, rounds=99)
+    assert alice.handle(LeftBehind(BOB), 4.0) == [CatchUp(BOB)]
+
+
+def test_a_promise_is_kept_before_weights_are_taken_over() -> None:
+    alice = partner()
+    assert alice.handle(LeftBehind(CAROL), 9.5) == []
+    assert alice.handle(Received(BOB, Commit(THEIRS)), 10.0) == [averaged(THEIRS)]
+    assert alice.handle(OuterDone(Round(1), WEIGHTS), 10.5)[-1] == CatchUp(CAROL)
+
+
+def test_training_goes_on_when_weights_cannot_be_had() -> None:
+    alice = machine(ALICE, BOB, rounds=99)
+    alice.handle(LeftBehind(BOB), 4.0)
+    assert alice.handle(InnerDone(8, 400), 8.0) == []
+    assert alice.handle(CatchUpFailed("gone"), 9.0) == [Snapshot(Round(0), 0)]
+
+
+def test_who_has_finished_takes_over_nothing() -> None:
+    alice = machine(ALICE, BOB)
+    alice.handle(Resumed(Round(9), WEIGHTS), 1.0)
+    assert alice.handle(LeftBehind(BOB), 2.0) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({}, None),
+        ({BOB: FAR - 1}, None),
+        ({BOB: FAR}, BOB),
+        ({BOB: FAR, CAROL: 0}, None),  # one of two is not enough
+        ({BOB: FAR, CAROL: FAR}, max(BOB, CAROL)),
+        ({BOB: FAR + 9, CAROL: FAR + 1, DAVE: 10**6}, BOB),  # the furthest may claim anything
+    ],
+)
+def test_weights_are_taken_of_the_one_in_the_middle_of_two_or_more_far_ahead(
+    others: dict[PeerId, int], expected: PeerId | None
+) -> None:
+    rounds = {peer: Round(round) for peer, round in others.items()}
+    assert source(Round(0), rounds, FAR) == expected

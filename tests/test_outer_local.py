@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from node.worker_loop import Goal, TrainingLoop
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from node.worker_wire import InnerDone
 from protocol.algorithms import LocalConfig, SyncConfig
 from protocol.errors import PayloadRefused
@@ -79,8 +79,8 @@ def trained(spec: RunSpec, rounds: int) -> Tensor:
         else:
             applied = outer.apply(Round(round + 1), 0, None, (), {})
         assert applied.slow is None
-        fast = loop.merge(applied.merge)
-    return fast.theta_P
+        loop.merge(applied.merge)
+    return loop.state().theta_P
 
 
 def test_local_is_plain_training_to_the_bit(tmp_path: Path) -> None:

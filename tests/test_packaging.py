@@ -28,7 +28,8 @@ def test_every_version_is_exact_and_no_line_names_an_index() -> None:
 
 def test_every_dependency_of_the_project_has_its_exact_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["hf"]]
     pinned = {name(line) for line in lines("constraints.txt")}
     assert [item for item in wanted if name(item) not in pinned] == []
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
-import random
 import shutil
-import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import async_solipsism  # type: ignore[import-untyped]
 import pytest
+from record_network import SETTLED_S, Network, Node, Port, swarm, virtual
 from record_samples import (
     ALICE,
     BOB,
@@ -25,7 +21,6 @@ from record_samples import (
     OTHER_RUN,
     RUN,
     after,
-    author,
     forged,
     history,
     holdings,
@@ -34,134 +29,15 @@ from record_samples import (
 
 from crdt.record import Record
 from crdt.replica import Replica
-from crdt.schema import BlamedPeer, Content, Member, NoView
+from crdt.schema import BlamedPeer, Member, NoView
 from crdt.sync import Parcel, push_request
-from node.record_files import RETRY_S, RecordFiles
-from node.records import ASK_S, SYNC_S, Records
-from node.telemetry import Waiting, Waits
-from protocol import codec
-from protocol.envelope import Signer
-from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, RemoteProtocolError
+from node.record_files import RETRY_S
+from node.record_sync import SYNC_S
+from node.records import ASK_S, Records
+from node.telemetry import Waiting
+from protocol.errors import LocalProtocolError, Malformed, RemoteProtocolError
 from protocol.ids import PeerId, Round
-from protocol.rpc import A, Method, Q, RecordCall
-
-SETTLED_S = 2 * ASK_S
-"""Virtual seconds after which a node has written what it had to."""
-
-
-class FullDisk(RecordFiles):
-    """A directory that can be told to be full."""
-
-    is_full = False
-
-    def save(self, record: Record, *, durable: bool) -> None:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        super().save(record, durable=durable)
-
-
-@dataclass
-class Network:
-    """Calls between nodes; `cut` pairs do not reach each other."""
-
-    nodes: dict[PeerId, Node] = field(default_factory=dict)
-    cut: set[frozenset[PeerId]] = field(default_factory=set)
-    before_call: Callable[[PeerId, bytes], None] = lambda peer, body: None
-
-    def peers_of(self, me: PeerId) -> list[PeerId]:
-        return [
-            peer
-            for peer in sorted(self.nodes)
-            if peer != me and frozenset((me, peer)) not in self.cut
-        ]
-
-
-@dataclass
-class Port:
-    """`node.ports.Rpc` as one node has it."""
-
-    network: Network
-    me: PeerId
-
-    async def call(
-        self,
-        peer: PeerId,
-        method: Method[Q, A],
-        request: Q,
-        *,
-        deadline_s: float | None = None,
-        into: memoryview | None = None,
-    ) -> A:
-        assert isinstance(request, RecordCall)
-        self.network.before_call(self.me, request.body)
-        await asyncio.sleep(0.01)
-        if peer not in self.network.peers_of(self.me):
-            raise PeerUnavailable(peer, "cut off")
-        try:
-            answer = await self.network.nodes[peer].records.handle(self.me, request)
-        except Malformed as error:
-            raise PeerUnavailable(peer, f"refused: {error}") from error
-        return codec.decode(method.answer, codec.encode(answer), max_bytes=method.max_answer_bytes)
-
-
-class Node:
-    """One node: its own directory, its own replica; a restart is a new one over the same."""
-
-    def __init__(self, network: Network, directory: Path, signer: Signer, *, boot: int = 1) -> None:
-        self.peer = signer.peer
-        self.files = FullDisk(directory / signer.peer)
-        self.replica = Replica(RUN, reserved=[signer.peer])
-        self.blamed: list[tuple[PeerId, str]] = []
-        self.changes: list[PeerId] = []
-        self.waits = Waits(lambda: 0.0)
-        self.records = Records(
-            author=author(signer, client_id=boot, jump=1000 * boot),
-            replica=self.replica,
-            files=self.files,
-            rpc=Port(network, signer.peer),
-            peers=lambda: network.peers_of(signer.peer),
-            changed=self.changes.extend,
-            blame=lambda peer, reason: self.blamed.append((peer, reason)),
-            waits=self.waits,
-            rng=random.Random(boot),
-        )
-        network.nodes[signer.peer] = self
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(self.records.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    def write(self, content: Content) -> None:
-        self.records.write(lambda old: content)
-
-
-def virtual(work: Coroutine[Any, Any, None]) -> None:
-    """Run it on a loop whose clock jumps."""
-    with (
-        warnings.catch_warnings(),
-        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
-    ):
-        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)
-        runner.run(work)
-
-
-@contextlib.asynccontextmanager
-async def swarm(directory: Path, *signers: Signer) -> AsyncIterator[tuple[Network, list[Node]]]:
-    """Running nodes whose first records are written."""
-    network = Network()
-    nodes = [Node(network, directory, signer) for signer in signers]
-    async with contextlib.AsyncExitStack() as stack:
-        for node in nodes:
-            await stack.enter_async_context(node.running())
-            node.write(JOINED)
-        await asyncio.sleep(SETTLED_S)
-        yield network, nodes
+from protocol.rpc import RecordCall
 
 
 def test_what_one_node_writes_all_see_within_a_second(tmp_path: Path) -> None:
@@ -212,7 +88,7 @@ def test_no_peer_sees_an_entry_of_ours_before_it_is_on_disk(tmp_path: Path) -> N
             for round in range(5):
                 alice.write(after(JOINED, round))
                 await asyncio.sleep(SYNC_S)
-            assert alice.replica.record(ALICE.peer).chain[-1].seq == 5
+            assert alice.records.views()[ALICE.peer] == after(JOINED, 4)
 
     virtual(story())
 
@@ -523,5 +399,53 @@ def test_a_hostile_authors_record_comes_back_from_disk_as_it_is(tmp_path: Path) 
             ALICE.peer: JOINED,
             BOB.peer: NoView("unreadable: found 0, at least 1"),
         }
+
+    virtual(story())
+
+
+def test_an_own_record_that_is_found_late_keeps_its_totals_and_ours_come_on_top(
+    tmp_path: Path,
+) -> None:
+    """Who knew it was out of reach while we asked, and our new epoch is below the lost one."""
+
+    async def story() -> None:
+        async with swarm(tmp_path, BOB) as (network, (bob,)):
+            killed = tmp_path / "killed"
+            await alice_until_killed(network, tmp_path, killed)
+            (killed / ALICE.peer / f"{ALICE.peer}.record").unlink()
+            network.cut = {frozenset((ALICE.peer, BOB.peer))}
+            alice = Node(network, killed, ALICE, boot=2, jump=500)
+            async with alice.running():
+                alice.records.write(lambda old: after(replace(old, member=JOINED.member), 2))
+                await asyncio.sleep(SETTLED_S)
+                assert alice.records.views()[ALICE.peer] == after(JOINED, 2)
+                network.cut = set()
+                await asyncio.sleep(SETTLED_S)
+                expected = after(after(JOINED, 1), 2)
+                assert alice.records.views()[ALICE.peer] == expected
+                alice.records.write(lambda old: after(old, 3))
+                await asyncio.sleep(SETTLED_S)
+            assert bob.records.views()[ALICE.peer] == after(expected, 3)
+
+    virtual(story())
+
+
+def test_peers_that_do_not_answer_hold_up_no_comparison_with_the_others(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB, CAROL) as (_, (alice, bob, _)):
+            answered = Port.call
+
+            async def call(port: Port, peer: PeerId, *args: Any, **rest: Any) -> Any:
+                if CAROL.peer in (peer, port.me):
+                    await asyncio.sleep(1000)
+                return await answered(port, peer, *args, **rest)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Port, "call", call)
+                patch.setattr(alice.records._sync, "forward", lambda news: None)
+                for round in range(1, 4):
+                    alice.records.write(partial(after, round=round))
+                    await asyncio.sleep(10 * SYNC_S)
+                    assert bob.records.root() == alice.records.root()
 
     virtual(story())

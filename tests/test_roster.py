@@ -94,7 +94,7 @@ def test_who_is_refused_is_left_out_and_the_others_are_weighted_anew() -> None:
 
 
 def test_claims_of_tokens_count_up_to_those_of_a_whole_round() -> None:
-    assert roster(10**9).entries == (Entry(ALICE, payload(ALICE), 800),)
+    assert roster(10**9).entries == (Entry(ALICE, payload(ALICE), 100, 800),)
 
 
 def test_of_two_rosters_that_with_more_tokens_wins_then_the_lower_digest() -> None:
@@ -130,8 +130,11 @@ def test_a_copy_of_another_payload_is_not_averaged() -> None:
         ({}, None),
         ({"round": 9, "fragment": 0}, "a roster of round 9, the run has 9"),
         ({"fragment": 0}, "a roster of fragment 0 in round 4"),
-        ({"entries": (Entry(BOB, ANCHOR, 801),)}, "a roster that counts more than 800 tokens"),
-        ({"size_bytes": 101}, "a roster of payloads of 101 bytes, not 100"),
+        ({"entries": (Entry(BOB, ANCHOR, 100, 801),)}, "a roster that counts more than 800 tokens"),
+        (
+            {"entries": (Entry(BOB, ANCHOR, 101, 800),)},
+            "a roster of payloads of 101 bytes, not 100",
+        ),
     ],
 )
 def test_a_roster_that_no_honest_leader_signs(
@@ -185,8 +188,9 @@ def test_the_largest_roster_fits_into_a_message() -> None:
         term=MAX_TERM,
         leader=ALICE,
         anchor=ANCHOR,
-        size_bytes=MAX_PAYLOAD_BYTES,
-        entries=tuple(Entry(peer, ANCHOR, MAX_TOKENS) for peer in PEERS[:MAX_GROUP]),
+        entries=tuple(
+            Entry(peer, ANCHOR, MAX_PAYLOAD_BYTES, MAX_TOKENS) for peer in PEERS[:MAX_GROUP]
+        ),
     )
     signed = sign_roster(largest, RUN, SIGNERS[ALICE])
     assert len(signed.body) <= MAX_ROSTER_BYTES
@@ -197,9 +201,9 @@ def test_the_largest_roster_fits_into_a_message() -> None:
     "entries",
     [
         (),
-        (Entry(BOB, ANCHOR, 1), Entry(ALICE, ANCHOR, 1)),
-        (Entry(ALICE, ANCHOR, 1), Entry(ALICE, ANCHOR, 1)),
-        tuple(Entry(peer, ANCHOR, 1) for peer in PEERS[: MAX_GROUP + 1]),
+        (Entry(BOB, ANCHOR, 1, 1), Entry(ALICE, ANCHOR, 1, 1)),
+        (Entry(ALICE, ANCHOR, 1, 1), Entry(ALICE, ANCHOR, 1, 1)),
+        tuple(Entry(peer, ANCHOR, 1, 1) for peer in PEERS[: MAX_GROUP + 1]),
     ],
 )
 def test_a_roster_names_one_to_sixteen_peers_in_order_each_once(
@@ -239,10 +243,15 @@ def test_statements_travel_unchanged(said: Contribution | Later) -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from(PEERS), st.tuples(DIGESTS, st.integers(1, MAX_TOKENS))),
+    st.dictionaries(
+        st.sampled_from(PEERS),
+        st.tuples(DIGESTS, st.integers(1, MAX_PAYLOAD_BYTES), st.integers(1, MAX_TOKENS)),
+    ),
     st.integers(0, MAX_TERM),
 )
-def test_rosters_travel_unchanged(entries: dict[PeerId, tuple[Digest, int]], term: int) -> None:
+def test_rosters_travel_unchanged(
+    entries: dict[PeerId, tuple[Digest, int, int]], term: int
+) -> None:
     if not 1 <= len(entries) <= MAX_GROUP:
         return
     made = replace(

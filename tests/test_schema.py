@@ -23,11 +23,10 @@ from crdt.schema import (
     NoView,
     Progress,
     Totals,
-    keyed,
-    parsed,
-    view,
 )
+from crdt.values import keyed, parsed, view
 from protocol import codec
+from protocol.changes import MAX_CHANGES, Change
 from protocol.envelope import Signer
 from protocol.errors import Malformed
 from protocol.ids import PeerId, Round
@@ -58,6 +57,7 @@ closed = st.builds(
     partner=peers,
     mine=st.none() | digests,
     theirs=digests,
+    their_tokens=counts,
 )
 alone = st.builds(
     ClosedRound,
@@ -67,7 +67,7 @@ alone = st.builds(
     mine=st.none() | digests,
     theirs=st.none() | digests,
 )
-checkpoints = st.builds(Checkpoint, rounds, digests, st.integers(1, 1 << 33), digests)
+checkpoints = st.builds(Checkpoint, rounds, digests, st.integers(1, 1 << 32), digests)
 blames = st.builds(
     BlamedPeer, peer=peers, count=st.integers(1, 99), reason=st.text("abcé", max_size=60)
 )
@@ -83,12 +83,33 @@ contents = st.builds(
     member=st.none() | members,
     progress=st.none() | progresses,
     totals=st.builds(
-        Totals, tokens=counts, rounds=counts, exchanges=counts, alone=counts, half=counts
+        Totals,
+        tokens=counts,
+        rounds=counts,
+        exchanges=counts,
+        alone=counts,
+        half=counts,
+        counted_to=rounds,
     ),
     closed=lists(closed | alone, "round", MAX_CLOSED),
     checkpoints=lists(checkpoints, "round", MAX_CHECKPOINTS),
     blamed=lists(blames, "peer", 3),
-    control=st.none() | st.builds(Control, paused=st.booleans(), stopped=st.booleans()),
+    control=st.none()
+    | st.builds(
+        Control,
+        paused=st.booleans(),
+        stopped=st.booleans(),
+        changes=lists(
+            st.builds(
+                Change,
+                name=st.text("ab.", min_size=1, max_size=32),
+                value=st.text("é1", min_size=1, max_size=16),
+                round=rounds,
+            ),
+            "name",
+            MAX_CHANGES,
+        ),
+    ),
 )
 
 
@@ -105,25 +126,39 @@ LARGEST = Content(
         capabilities=tuple(f"{n:02}" + "c" * 30 for n in range(16)),
     ),
     progress=Progress(round=Round(10**7), tokens=1 << 48, loss=1.5, weights=digest()),
-    totals=Totals(tokens=1 << 48, rounds=10**7, exchanges=10**7, alone=10**7, half=10**7),
+    totals=Totals(
+        tokens=1 << 48,
+        rounds=10**7,
+        exchanges=10**7,
+        alone=10**7,
+        half=10**7,
+        counted_to=Round(10**7),
+    ),
     closed=tuple(
         ClosedRound(
-            round=Round(10**7 - 8 + n),
+            round=Round(10**7 - 4 + n),
             tokens=1 << 48,
             partner=BOB.peer,
             mine=digest(n),
             theirs=digest(n),
+            their_tokens=1 << 48,
         )
-        for n in range(8)
+        for n in range(4)
     ),
     checkpoints=tuple(
-        Checkpoint(Round(10**7 - 3 + n), digest(n), 1 << 33, digest(n)) for n in range(3)
+        Checkpoint(Round(10**7 - 3 + n), digest(n), 1 << 32, digest(n)) for n in range(3)
     ),
     blamed=tuple(
         BlamedPeer(peer=peer, count=10**7, reason="r" * 128)
         for peer in sorted(Signer(bytes([9, n]) * 16).peer for n in range(16))
     ),
-    control=Control(paused=True, stopped=True),
+    control=Control(
+        paused=True,
+        stopped=True,
+        changes=tuple(
+            Change(name=f"{n}" * 32, value="v" * 32, round=Round(10**7)) for n in range(MAX_CHANGES)
+        ),
+    ),
 )
 
 
@@ -134,20 +169,24 @@ def test_the_largest_content_fits_a_snapshot_and_every_value_its_limit() -> None
     assert view([update_of(values)]) == LARGEST
 
 
-def test_only_the_last_8_rounds_and_3_checkpoints_are_kept() -> None:
+def test_only_the_last_4_rounds_and_3_checkpoints_are_kept() -> None:
     content = JOINED
     for round in range(41):
         content = after(content, round)
-    assert [closed.round for closed in content.closed] == list(range(33, 41))
+    assert [closed.round for closed in content.closed] == list(range(37, 41))
     assert [checkpoint.round for checkpoint in content.checkpoints] == [20, 30, 40]
-    assert content.totals == Totals(tokens=41 * 102_400, rounds=41, exchanges=32, alone=9, half=0)
+    assert content.totals == Totals(
+        tokens=41 * 102_400, rounds=41, exchanges=32, alone=9, half=0, counted_to=Round(41)
+    )
 
 
 def test_a_half_exchange_counts_as_alone_and_as_half() -> None:
     lone = ClosedRound(round=Round(3), tokens=5, partner=None, mine=digest(), theirs=None)
     progress = Progress(round=Round(3), tokens=5, loss=None, weights=digest())
     content = Content().with_round(lone, progress, half=True)
-    assert content.totals == Totals(tokens=5, rounds=1, exchanges=0, alone=1, half=1)
+    assert content.totals == Totals(
+        tokens=5, rounds=1, exchanges=0, alone=1, half=1, counted_to=Round(4)
+    )
     assert content.progress == progress
 
 
@@ -156,7 +195,7 @@ def test_a_round_that_others_had_a_part_in_is_no_round_alone(partner: PeerId | N
     shared = ClosedRound(round=Round(3), tokens=5, partner=partner, mine=None, theirs=digest())
     progress = Progress(round=Round(3), tokens=5, loss=None, weights=digest())
     totals = Content().with_round(shared, progress, half=False).totals
-    assert totals == Totals(tokens=5, rounds=1, exchanges=1, alone=0, half=0)
+    assert totals == Totals(tokens=5, rounds=1, exchanges=1, alone=0, half=0, counted_to=Round(4))
 
 
 def test_blame_counts_and_forgets_the_least_blamed() -> None:
@@ -178,6 +217,8 @@ def test_a_reason_is_cut_between_two_characters() -> None:
 
 
 MEMBER = codec.encode(Member(name=None, since=Round(1)))
+CLOSED = keyed(LARGEST)["closed/9999996"]
+BLAMED = LARGEST.blamed[0].peer
 TOTALS = {"totals": codec.encode(Totals())}
 
 
@@ -190,7 +231,16 @@ TOTALS = {"totals": codec.encode(Totals())}
         (TOTALS | {"member": MEMBER[:-1]}, "ValueError"),
         (TOTALS | {"member": bytes(1025)}, "1025 bytes, at most 1024"),
         (TOTALS | {"checkpoint/4": codec.encode(LARGEST.checkpoints[0])}, "key of another one"),
-        (TOTALS | {"closed/4": codec.encode(LARGEST.closed[0])}, "key of another one"),
+        (TOTALS | {"closed/04": CLOSED}, "key of another one"),
+        (TOTALS | {"closed/-4": CLOSED}, "closed.round is '-4'"),
+        (TOTALS | {"closed/²": CLOSED}, "closed.round is '²'"),
+        (TOTALS | {"closed/10000001": CLOSED}, "closed.round is 10000001"),
+        (TOTALS | {"closed/" + "9" * 5000: CLOSED}, "closed.round is '999"),
+        (
+            TOTALS | {"closed/4": CLOSED.replace(b"\xc4\x20", b"\xc4\x1f", 1)},
+            "Malformed|ValueError",
+        ),
+        (TOTALS | {"blame/nobody": keyed(LARGEST)[f"blame/{BLAMED}"]}, "blame.peer: not a peer id"),
         ({}, "key of another one"),
         (
             keyed(LARGEST)
@@ -211,6 +261,7 @@ def test_refuses(values: dict[str, bytes], reason: str) -> None:
         (lambda: Member(since=Round(0), capabilities=("b", "a")), "not sorted"),
         (lambda: replace(LARGEST.progress, loss=float("nan")), "progress.loss is nan"),  # type: ignore[type-var]
         (lambda: replace(LARGEST.closed[0], theirs=None), "closed.theirs has NoneType bytes"),
+        (lambda: replace(LARGEST.closed[0], partner=None, theirs=None), "without a partner"),
         (lambda: Content(closed=LARGEST.closed[::-1]), "closed is not sorted"),
         (lambda: Content(closed=LARGEST.closed[:1] * 2), "closed is not sorted"),
     ],
@@ -222,7 +273,7 @@ def test_refuses_to_make(make: object, reason: str) -> None:
 
 def test_a_view_of_nothing_or_of_nonsense_has_a_reason() -> None:
     assert view([]) == NoView("no snapshot yet")
-    assert view([b"nonsense"]) == NoView("unreadable: found 110, at most 8")
+    assert view([b"nonsense"]) == NoView("unreadable: found 110, at most 1")
     assert view([update_of({"x": b""})]) == NoView("unreadable: unknown key 'x'")
     assert view([update_of({})]) == NoView("unreadable: a value under the key of another one")
 
@@ -231,3 +282,15 @@ def test_a_view_of_nothing_or_of_nonsense_has_a_reason() -> None:
 def test_a_view_never_raises(values: dict[str, bytes]) -> None:
     found = view([update_of(values)])
     assert isinstance(found, NoView) or keyed(found) == values
+
+
+def test_what_an_author_added_moves_on_top_of_an_own_record_that_came_late() -> None:
+    base = after(JOINED, 1)
+    now = after(after(base, 2), 3)
+    found = after(after(after(JOINED, 1), 6), 7)
+    moved = now.moved(base, found)
+    assert moved.totals == Totals(
+        tokens=5 * 102_400, rounds=5, exchanges=5, alone=0, half=0, counted_to=Round(8)
+    )
+    assert [closed.round for closed in moved.closed] == [2, 3, 6, 7]
+    assert now.moved(base, base) == now

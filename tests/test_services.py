@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from samples import CREATOR, OTHER, spec
+from samples import CREATOR, OTHER, SIGNED_STAMP, spec
 
-from node.joining import ask_checkpoint
+from node.blobstore import Held
+from node.donors import ask_checkpoint
 from node.rpc import Refused
 from node.services import MAX_ADMITTED, Services
 from protocol import codec, hello, rpc
@@ -16,7 +17,9 @@ from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, RemoteProtocolError
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
 from protocol.messages import Abort, Checkpoint, SignedMessage
+from protocol.shards import Holding, Offers, ProtectCall, ShardCall, ShardsCall
 from protocol.spec import SignedSpec, sign_spec
+from protocol.witness import SKETCH_BYTES, Sketch, SketchCall, Weights, WeightsCall
 from trainers.events import Received
 
 ME, ALICE, BOB = CREATOR, OTHER, Signer(b"\x03" * 32)
@@ -24,6 +27,7 @@ SECRET, WRONG_SECRET = b"s" * 16, b"w" * 16
 NONCE = b"n" * 16
 PAYLOAD = b"payload in flight"
 BLOB = b"blob on disk"
+WEIGHTS = digest_of(b"weights")
 OFFER = Checkpoint(Round(3), digest_of(b"checkpoint"), 10, digest_of(b"weights"))
 
 
@@ -41,8 +45,24 @@ class Arena:
 class Blobs:
     """One blob on disk."""
 
+    def held(self, digest: Digest) -> Held | None:
+        return Held(b"manifest", b"\x01") if digest == digest_of(BLOB) else None
+
     async def read(self, digest: Digest, offset: int, length: int) -> bytes | None:
         return BLOB[offset : offset + length] if digest == digest_of(BLOB) else None
+
+
+class Shards:
+    """One shard, for whoever asks."""
+
+    async def protect(self, peer: PeerId, call: ProtectCall) -> Holding:
+        return Holding("held")
+
+    async def shards(self, peer: PeerId, call: ShardsCall) -> Offers:
+        return Offers(())
+
+    async def shard(self, peer: PeerId, call: ShardCall) -> memoryview:
+        return memoryview(BLOB)[call.offset : call.offset + call.length]
 
 
 class Node:
@@ -63,12 +83,18 @@ class Node:
             presence=self._echo,
             records=self._echo,
             checkpoint=self._checkpoint,
+            sketch=self._sketch,
+            weights={Round(4): WEIGHTS}.get,
             arena=Arena(),
             blobs=Blobs(),
+            protection=Shards(),
         )
 
     async def _receive(self, event: Received) -> None:
         self.received.append(event)
+
+    async def _sketch(self, nonce: int) -> Sketch | None:
+        return Sketch(Round(4), WEIGHTS, None, bytes(SKETCH_BYTES)) if nonce else None
 
     async def _echo(self, peer: PeerId, call: Any) -> Any:
         return call
@@ -112,8 +138,14 @@ def calls(run: RunId) -> list[tuple[rpc.Method[Any, Any], Any]]:
         (rpc.PRESENCE, rpc.PresenceCall(run, ())),
         (rpc.RECORDS, rpc.RecordCall(run, b"")),
         (rpc.CHECKPOINT, rpc.CheckpointCall(run)),
+        (rpc.SKETCH, SketchCall(run, 7)),
+        (rpc.WEIGHTS, WeightsCall(run, Round(4))),
         (rpc.FETCH, rpc.FetchCall(run, digest_of(PAYLOAD), 0, len(PAYLOAD))),
+        (rpc.BLOB_INFO, rpc.BlobInfoCall(run, digest_of(BLOB), is_manifest_wanted=True)),
         (rpc.BLOB, rpc.BlobCall(run, digest_of(BLOB), 0, 4)),
+        (rpc.PROTECT, ProtectCall(run, SIGNED_STAMP, 1, False)),
+        (rpc.SHARDS, ShardsCall(run)),
+        (rpc.SHARD, ShardCall(run, digest_of(BLOB), 0, 4)),
     ]
 
 
@@ -262,11 +294,24 @@ class Asking:
         return await self._node.call(self._caller.peer, method, request)
 
 
+async def test_a_member_says_what_its_weights_look_like_and_were() -> None:
+    node = Node()
+    sketch = await node.call(ALICE.peer, rpc.SKETCH, SketchCall(node.run, 7))
+    assert sketch == Sketch(Round(4), WEIGHTS, None, bytes(SKETCH_BYTES))
+    assert await refusal(node, ALICE, rpc.SKETCH, SketchCall(node.run, 0)) == "not-here"
+    for round, digest in ((4, WEIGHTS), (5, None)):
+        call = WeightsCall(node.run, Round(round))
+        assert await node.call(ALICE.peer, rpc.WEIGHTS, call) == Weights(digest)
+
+
 async def test_payloads_and_blobs_are_served_by_digest() -> None:
     node = Node()
-    for data in (PAYLOAD, BLOB):
-        part = rpc.BlobCall(node.run, digest_of(data), 3, 5)
-        assert await node.call(ALICE.peer, rpc.BLOB, part) == data[3:8]
+    part = rpc.BlobCall(node.run, digest_of(BLOB), 3, 5)
+    assert await node.call(ALICE.peer, rpc.BLOB, part) == BLOB[3:8]
+    for wanted, manifest in ((True, b"manifest"), (False, b"")):
+        call = rpc.BlobInfoCall(node.run, digest_of(BLOB), is_manifest_wanted=wanted)
+        info = await node.call(ALICE.peer, rpc.BLOB_INFO, call)
+        assert info == rpc.BlobInfo(manifest, b"\x01")
     piece = rpc.FetchCall(node.run, digest_of(PAYLOAD), 3, 5)
     answer = await node.call(ALICE.peer, rpc.FETCH, piece)
     assert bytes(answer) == PAYLOAD[3:8]
@@ -279,9 +324,10 @@ async def test_what_is_not_here_is_refused_and_so_is_a_range_outside() -> None:
     for method, request, code in (
         (rpc.FETCH, rpc.FetchCall(node.run, unknown, 0, 1), "not-here"),
         (rpc.FETCH, rpc.FetchCall(node.run, digest_of(PAYLOAD), 1, len(PAYLOAD)), "bad-range"),
+        (rpc.BLOB_INFO, rpc.BlobInfoCall(node.run, unknown, is_manifest_wanted=True), "not-here"),
         (rpc.BLOB, rpc.BlobCall(node.run, unknown, 0, 1), "not-here"),
+        (rpc.BLOB, rpc.BlobCall(node.run, digest_of(PAYLOAD), 0, 1), "not-here"),
         (rpc.BLOB, rpc.BlobCall(node.run, digest_of(BLOB), 0, len(BLOB) + 1), "bad-range"),
-        (rpc.BLOB, rpc.BlobCall(node.run, digest_of(PAYLOAD), len(PAYLOAD), 1), "bad-range"),
     ):
         assert await refusal(node, ALICE, method, request) == code
 

@@ -12,7 +12,7 @@ from node.bench.convergence_run import Measure, Simulated
 from node.sim_learners import Measured
 from node.sim_model import ModelLearner, ModelLearners, ModelState
 from node.sim_worker import Refused
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,

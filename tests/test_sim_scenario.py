@@ -29,7 +29,10 @@ def test_every_scenario_that_comes_with_shoal_is_one(path: Path) -> None:
 
 
 def test_they_are_all_there() -> None:
-    names = "big half-leaves home-dsl lan lossy partition spsa-1mbit straggler"
+    names = (
+        "big churn-spsa churn-streaming churn half-leaves home-dsl lan lossy partition-2-2-spsa "
+        "partition-2-2-streaming partition-2-2 partition spsa-1mbit straggler"
+    )
     assert [path.stem for path in FILES] == names.split()
 
 
@@ -78,7 +81,7 @@ def test_what_happens_is_read(tmp_path: Path) -> None:
         (f"{LEAST}[[happens]]\nwhat = 'cut'\n", "happens[0].at_s is missing, expected a value"),
         (
             f"{LEAST}[[happens]]\nat_s = 1\nwhat = 'rain'\n",
-            "happens[0].what is 'rain', expected one of kill, leave, join",
+            "happens[0].what is 'rain', expected one of kill, wipe, leave, join",
         ),
         (
             f"{LEAST}[[happens]]\nat_s = 1\nwhat = 'kill'\n",
@@ -92,6 +95,17 @@ def test_what_happens_is_read(tmp_path: Path) -> None:
             f"{LEAST}[[happens]]\nat_s = 1\nwhat = 'kill'\ncount = 1\ngroup = 'x'\n",
             "happens.group is 'x', expected one of 0",
         ),
+        (
+            f"{LEAST}[[happens]]\nat_s = 1\nwhat = 'wipe'\ncount = 1\n",
+            "happens[0].for_s is 0 of what = 'wipe', expected above 0",
+        ),
+        (f"{LEAST}[churn]\nwipes = 1\n", "churn.back_s is 0 with wipes = 1, expected above 0"),
+        (f"{LEAST}clock_s = [-1e6, 0]\n", "peers[0].clock_s[0] is -1000000.0, expected a number"),
+        (
+            "rounds = 1\nrecords = true\n[[peers]]\ncount = 65\n",
+            "peers are 65 in all, expected 1 to 64 with records = true",
+        ),
+        (f"records = 1\n{LEAST}", "records is 1, expected"),
         (f"{LEAST}[[peers]]\nname = '0'\n", "peers have the names 0, 0, expected no two alike"),
         (f"learner = 'cat'\n{LEAST}", "learner is 'cat', expected one of toy, model"),
         (

@@ -16,7 +16,7 @@ from node.sim_peer import Conditions
 from node.sim_spsa import SummedLearner, SummedLearners
 from node.sim_toy_scalars import ScalarToys
 from node.sim_worker import Speed
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from protocol.algorithms import SpsaConfig
 from protocol.ids import PeerId, Round
 from protocol.model import GptConfig, InnerConfig

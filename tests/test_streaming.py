@@ -97,7 +97,15 @@ class Told:
         self, me: PeerId, *members: PeerId, config: GroupConfig = CONFIG, **settings: int
     ) -> None:
         known = {"rounds": 9, "fragments": 1, "max_tokens": TOKENS} | settings
-        self.machine = Streaming(me, config, run=RUN, signer=SIGNERS[me], **known)
+        self.machine = Streaming(
+            me,
+            config,
+            run=RUN,
+            signer=SIGNERS[me],
+            rounds=known["rounds"],
+            fragments=known["fragments"],
+            max_tokens=known["max_tokens"],
+        )
         self.effects: list[Effect] = []
         self.tell(0.0, MembersChanged(tuple(sorted(members))), Resumed(Round(0), START))
 
@@ -152,15 +160,18 @@ def later(
     )
 
 
-def roster(names: Mapping[PeerId, str], leader: PeerId = ALICE, **changes: object) -> Roster:
+def roster(
+    names: Mapping[PeerId, str], leader: PeerId = ALICE, size: int = SIZE, **changes: object
+) -> Roster:
     made = Roster(
         round=Round(0),
         fragment=0,
         term=0,
         leader=leader,
         anchor=START,
-        size_bytes=SIZE,
-        entries=tuple(Entry(peer, payload(name), 800) for peer, name in sorted(names.items())),
+        entries=tuple(
+            Entry(peer, payload(name), size, 800) for peer, name in sorted(names.items())
+        ),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -849,7 +860,7 @@ def test_the_seventeenth_is_told_so_and_follows_until_a_place_is_free() -> None:
             f"not signed by {ALICE} as roster",
         ),
         (signed(roster(BOTH, fragment=1)), "a roster of fragment 1 in round 0"),
-        (signed(roster(BOTH, size_bytes=99)), "a roster of payloads of 99 bytes, not 100"),
+        (signed(roster(BOTH, size=99)), "a roster of payloads of 99 bytes, not 100"),
     ],
 )
 def test_who_breaks_the_protocol_is_blamed_and_changes_nothing(

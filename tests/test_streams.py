@@ -107,6 +107,22 @@ def frames_of(data: bytes) -> list[frame.Frame]:
     return found
 
 
+def test_a_call_that_is_cancelled_while_the_end_of_its_answer_leaves_ends_once() -> None:
+    async def act(pair: Pair, _: trio.Nursery) -> None:
+        pair.far.gate = trio.Event()
+        asked = pair.asking.begin(HELLO, b"hi", 10.0, None, lambda _outcome: None)
+        assert asked is not None
+        await wait_all_tasks_blocked()
+        pair.asking.end(asked, Gone("not wanted any more"))
+        await wait_all_tasks_blocked()
+        pair.far.gate.set()
+        await wait_all_tasks_blocked()
+        assert [item.kind for item in frames_of(pair.far.written)] == [frame.FrameKind.ANSWER]
+        assert await pair.call(HELLO, b"again") == Answer(b"again")
+
+    run(lambda: Pair(Desk(echo)), act)
+
+
 def test_a_call_that_ends_before_it_was_sent_is_never_heard_of() -> None:
     async def act(pair: Pair, nursery: trio.Nursery) -> None:
         pair.near.gate = trio.Event()

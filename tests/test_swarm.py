@@ -25,6 +25,7 @@ from protocol.messages import Exchange, Propose
 from trainers.effects import ApplyOuter, Closed, Effect, Send
 from trainers.events import Event, TimerFired
 from trainers.noloco import Noloco
+from trainers.reanchor import AWAY_ROUNDS
 from trainers.timers import DoubtDeadline
 
 pytestmark = pytest.mark.sim
@@ -292,3 +293,26 @@ def test_one_seed_gives_one_history_whatever_the_hash_seed() -> None:
     ]
     assert told == [history(3)] * 2
     assert history(4) != history(3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_was_frozen_for_many_rounds_takes_over_weights_and_drags_nobody_back(seed: int) -> None:
+    world = World(seed, BAD)
+    for n in range(6):
+        join(world, n, rounds=80)
+    world.trace = observer = Observer()
+    world.run_until(20.0)
+    world.freeze(name(0))
+    world.run_until(120.0)
+    rounds = {id: peer.worker.round for id, peer in world.peers.items()}
+    away = rounds.pop(name(0))
+    assert away + 10 < min(rounds.values())
+    world.thaw(name(0))
+    world.run_until(150.0)
+    rounds = {id: peer.worker.round for id, peer in world.peers.items()}
+    assert max(rounds.values()) - min(rounds.values()) <= 2
+    apart = {abs(e.proposer_round - e.partner_round) for e in observer.closed_by}
+    assert max(apart) < AWAY_ROUNDS
+    assert world.peers[name(0)].stats.state_bytes == world.peers[name(0)].worker.state_bytes
+    late = [e for e in observer.closed_by if e.round > min(rounds.values()) - 3]
+    assert any(name(0) in (e.proposer, e.partner) for e in late)

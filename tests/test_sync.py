@@ -62,14 +62,14 @@ from protocol.errors import Malformed
 from protocol.ids import PeerId
 
 HONEST = {
-    ALICE.peer: history(4, ALICE, jump=2),
+    ALICE.peer: history(4, ALICE, jump=12),
     BOB.peer: history(3, BOB),
     CAROL.peer: history(0, CAROL),
 }
 OLD, _ = history(5, ALICE, jump=1)
 ENTRIES = OLD + [entry for entries, _ in HONEST.values() for entry in entries]
 WHOLE = replica(*ENTRIES)
-OPENING = signed(update_of({"totals": b"\x95\0\0\0\0\0"}), MALLORY)
+OPENING = signed(update_of({"totals": b"\x96\0\0\0\0\0\0"}), MALLORY)
 FORK = [following(OPENING, update, MALLORY) for update in (b"one", b"two", b"three")]
 CHAINS = [OPENING, *FORK, following(FORK[0], b"one more", MALLORY)]
 MALLORY_NEXT = signed(b"no update", MALLORY, epoch=2)
@@ -152,9 +152,7 @@ HOSTILE = {
     "a lie about the author": signed(b"x", MALLORY, epoch=99),
     "a bomb": signed(bytes.fromhex("808080800100000000"), MALLORY),
     "a panic": signed(bytes.fromhex("0100090000"), MALLORY),
-    "a deep nest": signed(
-        b"\x01\x01\x09\x00\x28\x01\x06record\x01a\x01" + b"u\x01" * 8000, MALLORY
-    ),
+    "a deep nest": signed(b"\x01\x01\x09\x00\x28\x01\x01r\x01a\x01" + b"u\x01" * 8000, MALLORY),
     "as large as can be": signed(bytes(MAX_SNAPSHOT_BYTES), MALLORY),
     "the last epoch": signed(b"x", MALLORY, epoch=1 << 48),
 }
@@ -193,7 +191,7 @@ def test_junk_is_refused_by_both_sides(junk: bytes) -> None:
 @pytest.mark.parametrize("reply", [Missing(Parcel(), ()), Merged(0)], ids=["missing", "merged"])
 def test_an_answer_to_another_question_is_refused(reply: Answer) -> None:
     with pytest.raises(Malformed, match="is no answer to what was asked"):
-        Sync(replica()).answered(codec.encode(reply))
+        Sync(WHOLE).answered(codec.encode(reply))
 
 
 def test_the_entries_of_another_run_are_refused() -> None:
@@ -222,11 +220,19 @@ def test_every_message_round_trips(message: Request | Answer) -> None:
     assert codec.decode(kind, data, max_bytes=MAX_BODY_BYTES) == message
 
 
-def test_equal_replicas_need_one_call_and_a_joiner_two_and_a_check() -> None:
+def test_equal_replicas_need_one_call_and_a_joiner_one_and_a_check() -> None:
     assert synchronised(replica(*ENTRIES), WHOLE) == 1
     joiner = replica()
-    assert synchronised(joiner, WHOLE) == 3
+    assert synchronised(joiner, WHOLE) == 2
     assert equal(joiner, WHOLE)
+
+
+def test_a_joiner_with_its_own_record_needs_two_calls_and_a_check() -> None:
+    own = signed(update_of({"totals": b"\x96\0\0\0\0\0\0"}), MALLORY)
+    member, joiner = replica(*ENTRIES), replica(own)
+    assert synchronised(joiner, member) == 3
+    assert equal(joiner, member)
+    assert equal(joiner, replica(*ENTRIES, own))
 
 
 def test_what_is_new_to_a_peer_and_only_that_is_to_be_forwarded() -> None:
@@ -247,9 +253,10 @@ def test_who_lost_its_disk_gets_its_newest_epoch_from_a_peer() -> None:
     body, _ = answer(WHOLE, newest_request(ALICE.peer))
     merge_newest(lost, body)
     assert holdings(lost) == {ALICE.peer: holdings(WHOLE)[ALICE.peer]}
+    entries, _ = HONEST[ALICE.peer]
     entry = author(client_id=8, jump=5).next(lost.record(ALICE.peer), JOINED, is_lost=True)
     assert entry is not None
-    assert (entry.epoch, entry.seq) == (7, 0)
+    assert (entry.epoch, entry.seq) == (entries[-1].epoch + 5, 0)
     assert replica(*ENTRIES, entry).view(ALICE.peer) == JOINED
 
 
@@ -275,7 +282,7 @@ def test_a_record_at_all_its_limits_still_travels_in_bounded_messages() -> None:
 
 
 def test_a_peer_that_never_ends_is_left_after_64_calls() -> None:
-    session, calls = Sync(replica()), 0
+    session, calls = Sync(replica(*ENTRIES)), 0
     while session.body is not None:
         calls += 1
         reply: Answer = Buckets((digest(calls),) * 256)

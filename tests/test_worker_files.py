@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from node.snapshots import UNFINISHED, NoSnapshot
 from node.worker_files import (
-    NoSnapshot,
+    NotFinite,
     checkpoint_bytes,
     load_newest,
     read_slow,
@@ -91,10 +93,11 @@ def test_what_a_stranger_shares_is_bounded(
         read_slow(path, RUN, COUNT)
 
 
-def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
-    for round, step in ((9, 90), (10, 100), (10, 105)):
+def test_the_newest_three_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    for round, step in ((9, 90), (9, 95), (10, 100), (10, 105)):
         save_snapshot(tmp_path, RUN, slow(round), fast(step))
     assert names(tmp_path) == [
+        "snapshot-00000009-0000000000095.safetensors",
         "snapshot-00000010-0000000000100.safetensors",
         "snapshot-00000010-0000000000105.safetensors",
     ]
@@ -136,8 +139,8 @@ def test_an_empty_directory_has_nothing_to_go_on_from(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_leaves_the_older_files_and_no_other(tmp_path: Path) -> None:
     kept = save_snapshot(tmp_path, RUN, slow(1), fast(10))
-    (tmp_path / "snapshot-00000002-0000000000020.tmp").mkdir()  # cannot be opened for writing
-    with pytest.raises(OSError, match="Is a directory"):
+    (tmp_path / f"{UNFINISHED}{os.getpid()}").write_bytes(b"")  # where it would be written
+    with pytest.raises(OSError, match="File exists"):
         save_snapshot(tmp_path, RUN, slow(2), fast(20))
     assert kept.name in names(tmp_path)
     assert load_newest(tmp_path, RUN, COUNT)[0].round == 1
@@ -150,6 +153,13 @@ def test_equal_states_give_equal_checkpoints() -> None:
 def test_a_checkpoint_holds_slow_weights_and_momentum(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_bytes(checkpoint_bytes(RUN, slow(3)))
     assert plain(read_slow(tmp_path / "checkpoint", RUN, COUNT)) == plain(slow(3))
+
+
+def test_a_diverged_state_is_not_saved_over_the_good_ones(tmp_path: Path) -> None:
+    save_snapshot(tmp_path, RUN, slow(1), fast(10))
+    with pytest.raises(NotFinite, match="theta has values that are not finite"):
+        save_snapshot(tmp_path, RUN, slow(2), replace(fast(20), theta_P=vector(float("inf"))))
+    assert names(tmp_path) == ["snapshot-00000001-0000000000010.safetensors"]
 
 
 def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:

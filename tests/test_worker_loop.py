@@ -8,7 +8,7 @@ import torch
 from small_run import small_run
 
 from node.worker_loop import Goal, TrainingLoop
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from node.worker_wire import InnerDone
 from protocol.algorithms import SyncConfig, TrainerConfig
 from protocol.ids import PeerId, Round
@@ -83,7 +83,11 @@ def test_the_shift_of_an_exchange_is_added_and_later_steps_stay(tmp_path: Path) 
     def shift(inner: Inner) -> None:
         inner.theta_P.add_(shift_P)
 
-    found = loop.loop.merge(shift)
+    room = loop.loop.state()
+    found, _ = loop.loop.merge_and_copy(shift, room)
+    assert found.theta_P is room.theta_P  # no new memory
+    assert found.moments.first_P is room.moments.first_P
+    assert torch.equal(found.moments.second_P, loop.loop.state().moments.second_P)
     assert torch.equal(found.theta_P, later_P + shift_P)
     assert not torch.equal(later_P, snapshot_P)
     assert (found.step_in_round, found.inner_step) == (2, 4)

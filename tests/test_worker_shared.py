@@ -10,12 +10,15 @@ from protocol.errors import Malformed
 from protocol.fragments import num_parameters
 from protocol.ids import Round
 from protocol.model import GptConfig
+from protocol.spec import RunSpec
 from trainers.inner import Moments
+from trainers.model import views
 from trainers.state import Slow
 
 MODEL = GptConfig(layers=2, heads=1, width=8, context=8, vocab=257)
 COUNT = num_parameters(MODEL)
 SYNC = spec(model=MODEL, trainer=SyncConfig())
+NOLOCO = spec(model=MODEL, trainer=NolocoConfig())
 GAP = spec(model=MODEL, trainer=StreamingConfig(inner_steps=6, fragment_layers=1, gap_penalty=True))
 
 
@@ -27,9 +30,9 @@ def slow(**sizes: int) -> Slow:
 
 def test_the_optimizer_of_a_sync_run_goes_into_a_checkpoint_and_comes_out() -> None:
     moments = Moments(torch.full((COUNT,), 1.0), torch.full((COUNT,), 2.0), 7)
-    checkpoint = with_moments(slow(), moments)
+    checkpoint = with_moments(slow(), moments, SYNC)
     check_shared(checkpoint, SYNC)
-    rest, found = split_moments(checkpoint)
+    rest, found = split_moments(checkpoint, SYNC)
     assert found is not None
     assert (found.first_P[0].item(), found.second_P[0].item(), found.steps) == (1.0, 2.0, 7)
     assert rest.shared == {}
@@ -57,8 +60,8 @@ def test_a_checkpoint_that_shares_anything_else_is_refused(sizes: dict[str, int]
         check_shared(slow(**sizes), SYNC)
 
 
-@pytest.mark.parametrize("trainer", [NolocoConfig(), DilocoConfig(), DilocoConfig(stale=True)])
-def test_most_trainers_share_nothing(trainer: NolocoConfig | DilocoConfig) -> None:
+@pytest.mark.parametrize("trainer", [DilocoConfig(), DilocoConfig(stale=True)])
+def test_most_groups_share_nothing(trainer: DilocoConfig) -> None:
     with pytest.raises(Malformed, match=r"expected \{\}"):
         check_shared(slow(gap=2), spec(model=MODEL, trainer=trainer))
 
@@ -69,3 +72,35 @@ def test_optimizer_steps_that_no_run_makes_are_refused(steps: float) -> None:
     checkpoint.shared["steps"][0] = steps
     with pytest.raises(Malformed, match="optimizer steps"):
         check_shared(checkpoint, SYNC)
+
+
+def test_a_noloco_checkpoint_has_second_moments_in_short_and_no_first_ones() -> None:
+    rows_of = torch.rand(COUNT, generator=torch.Generator().manual_seed(1))
+    checkpoint = with_moments(slow(), Moments(torch.ones(COUNT), rows_of, 7), NOLOCO)
+    check_shared(checkpoint, NOLOCO)
+    assert sum(len(kept) for kept in checkpoint.shared.values()) < COUNT / 2
+    rest, found = split_moments(checkpoint, NOLOCO)
+    assert found is not None
+    assert (found.first_P.abs().max().item(), found.steps, rest.shared) == (0.0, 7, {})
+    for name, part in views(MODEL, found.second_P).items():
+        whole = views(MODEL, rows_of)[name]
+        if whole.dim() == 1:
+            assert torch.equal(part, whole), name
+        else:  # a product of means has the same means
+            assert torch.allclose(part.mean(dim=0), whole.mean(dim=0)), name
+            assert torch.allclose(part.mean(dim=1), whole.mean(dim=1)), name
+
+
+def test_moments_of_a_part_without_a_gradient_are_zero_and_not_nan() -> None:
+    checkpoint = with_moments(slow(), Moments(torch.ones(COUNT), torch.zeros(COUNT), 7), NOLOCO)
+    _, found = split_moments(checkpoint, NOLOCO)
+    assert found is not None
+    assert found.second_P.abs().max().item() == 0.0
+
+
+@pytest.mark.parametrize(("run", "name"), [(SYNC, "second"), (NOLOCO, "compact")])
+def test_second_moments_below_zero_are_refused(run: RunSpec, name: str) -> None:
+    checkpoint = with_moments(slow(), Moments(torch.ones(COUNT), torch.ones(COUNT), 7), run)
+    checkpoint.shared[name][3] = -1.0
+    with pytest.raises(Malformed, match="below zero"):
+        check_shared(checkpoint, run)

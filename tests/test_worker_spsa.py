@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from small_run import SmallRun, small_run
 
-from node import learner as learner_module
 from node import worker_wire as wire
+from node import worker_wire_spsa
 from node.arena import Arena
+from node.blobstore import BlobStore
 from node.learner import Learner, StartRefused
-from node.snapshots import snapshot_files
-from node.worker_files import NoSnapshot
-from node.worker_session import Materials, initial_slow
+from node.snapshots import NoSnapshot, snapshot_files
+from node.worker_materials import Materials, initial_slow
 from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
@@ -42,6 +42,7 @@ TOKENS = 2 * 4 * 8
 class Peer:
     learner: Learner
     arena: Arena
+    store: BlobStore
     directory: Path
     resumed: asyncio.Queue[wire.Ready]
 
@@ -52,10 +53,13 @@ async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
     setup = run.setup(name)
     directory = Path(setup.directory)
     arena = Arena()
+    store = BlobStore(directory / "blobs", 1 << 30)
+    await store.open()
     resumed: asyncio.Queue[wire.Ready] = asyncio.Queue()
     learner = Learner(
         setup,
         arena,
+        store=store,
         socket_path=directory / "worker.sock",
         on_resumed=resumed.put_nowait,
         on_save_failed=lambda reason: pytest.fail(reason),
@@ -63,7 +67,7 @@ async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
     async with asyncio.TaskGroup() as tasks:
         supervisor = tasks.create_task(learner.run())
         try:
-            yield Peer(learner, arena, directory, resumed)
+            yield Peer(learner, arena, store, directory, resumed)
         finally:
             supervisor.cancel()
             arena.close()
@@ -130,7 +134,7 @@ async def test_a_worker_samples_adds_and_names_what_this_process_does(tmp_path: 
 async def test_a_long_list_of_frames_is_taken_from_the_sum_of_when_it_was_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_module, "FRAMES_A_PACKET", 2)
+    monkeypatch.setattr(worker_wire_spsa, "FRAMES_A_PACKET", 2)
     run = small_run(tmp_path, CONFIG)
     here = Here(run)
     frames = tuple(frame(THEM, 2 * n, bytes([40 + n, 170])) for n in range(7))
@@ -207,8 +211,8 @@ async def test_a_joiner_and_one_that_is_behind_go_on_from_a_members_sum(tmp_path
         await other.learner.add_scalars(frames[:3])
         checkpoint = await member.learner.export()
         assert (checkpoint.round, checkpoint.weights) == (5, here.name())
-        blob = bytes(member.arena.view(checkpoint.digest))
-        other.arena.put(blob)
+        blob = await member.store.bytes_of(checkpoint.digest)
+        await other.store.put(blob)
         descriptors = count_descriptors(other)
         for _ in range(8):
             ready = await other.learner.take_over(wire.StartFromCheckpoint(checkpoint))
@@ -218,7 +222,7 @@ async def test_a_joiner_and_one_that_is_behind_go_on_from_a_members_sum(tmp_path
         await other.learner.add_scalars(frames[3:])  # asked for before the sum came
         assert await other.learner.name_sum(()) == here.name()
 
-        broken = other.arena.put(blob[:-1])
+        broken = (await other.store.put(blob[:-1])).digest
         promised = Checkpoint(Round(5), broken, checkpoint.size_bytes, checkpoint.weights)
         with pytest.raises(StartRefused, match="broken"):
             await other.learner.take_over(wire.StartFromCheckpoint(promised))
@@ -227,7 +231,7 @@ async def test_a_joiner_and_one_that_is_behind_go_on_from_a_members_sum(tmp_path
             await other.learner.take_over(wire.StartFromCheckpoint(lie))
         assert await other.learner.name_sum(()) == here.name()
     async with peer(run, b"\x03") as joiner:
-        joiner.arena.put(blob)
+        await joiner.store.put(blob)
         ready = await joiner.learner.start(wire.StartFromCheckpoint(checkpoint))
         assert (ready.round, ready.inner_step, ready.weights) == (5, 100, here.name())
 
@@ -245,14 +249,15 @@ def saved(run: SmallRun, *, step: int = 25) -> SavedSum:
     return SavedSum(Round(step // 20), step, here.summed.sum_Q, dict(here.summed.horizon))
 
 
-def test_a_sum_on_disk_is_read_as_it_was_and_the_newest_two_are_kept(tmp_path: Path) -> None:
+def test_a_sum_on_disk_is_read_as_it_was_and_the_newest_three_are_kept(tmp_path: Path) -> None:
     run = small_run(tmp_path, CONFIG)
     weights_P = initial_slow(run.spec).phi_P
-    for step in (5, 25, 45):
+    for step in (4, 5, 25, 45):
         save_sum(tmp_path, run.spec.run, saved(run, step=step), weights_P)
     assert [path.name for path in snapshot_files(tmp_path)] == [
         "snapshot-00000002-0000000000045.safetensors",
         "snapshot-00000001-0000000000025.safetensors",
+        "snapshot-00000000-0000000000005.safetensors",
     ]
     found, note = load_newest_sum(tmp_path, run.spec.run)
     expected = saved(run, step=45)
@@ -262,7 +267,7 @@ def test_a_sum_on_disk_is_read_as_it_was_and_the_newest_two_are_kept(tmp_path: P
     found, note = load_newest_sum(tmp_path, run.spec.run)
     assert found.step == 25
     assert "00000002" in note
-    with pytest.raises(NoSnapshot, match="no usable snapshot"):
+    with pytest.raises(NoSnapshot, match="no snapshot in"):
         load_newest_sum(tmp_path / "away", run.spec.run)
 
 
@@ -278,6 +283,6 @@ def test_a_sum_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None
             read_sum(path, run.spec.run)
     path.write_bytes(data)
     other = small_run(tmp_path, CONFIG, seed=2)
-    with pytest.raises(Malformed, match="no sum of run"):
+    with pytest.raises(Malformed, match="belongs to run"):
         read_sum(path, other.spec.run)
     assert read_sum(path, run.spec.run).horizon == {LogId(log_id(run.spec.run, THEM, BOOT)): 2}

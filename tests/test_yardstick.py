@@ -7,7 +7,7 @@ import torch
 from small_run import SmallRun, small_run
 
 from node.worker_files import checkpoint_bytes
-from node.worker_session import initial_slow
+from node.worker_materials import initial_slow
 from node.yardstick import measure
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId

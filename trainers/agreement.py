@@ -188,6 +188,7 @@ class Agreement:
             fragments=group.fragments,
             max_tokens=group.max_tokens,
             own=own,
+            sizes=group.sizes_of(roster.fragment),
         )
         ours = own.digest if own else None
         not_ours = any(e.peer == group.me and e.digest != ours for e in roster.entries)

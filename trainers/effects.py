@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.changes import InForce
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Exchange, Message
 from protocol.rosters import Roster
@@ -194,6 +195,31 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """`round` does not begin before the creator says so; serve others meanwhile."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """`round` begins after all."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSettings:
+    """Settings that the creator has changed, all of them, each from its round on.
+
+    For the worker and the operator.  Comes before what belongs to such a round, and again after
+    each `Resumed`.
+    """
+
+    changes: tuple[InForce, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Blame:
     """`peer` broke the protocol; the shell decides what that costs it."""
 
@@ -218,5 +244,8 @@ Effect = (
     | Wait
     | Closed
     | Finished
+    | Paused
+    | Unpaused
+    | ChangeSettings
     | Blame
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.changes import Change
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Decision, Message
 from trainers.timers import Timer
@@ -14,6 +15,24 @@ class MembersChanged:
     """The peers that train in this run now, without this one; sorted."""
 
     members: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """The others are too far ahead to exchange with; `source` is one of them (`reanchor`)."""
+
+    source: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class ControlChanged:
+    """The creator wants this of the run; may come before `Resumed`, and again and again."""
+
+    is_paused: bool = False
+    is_stopped: bool = False
+    """For good."""
+    changes: tuple[Change, ...] = ()
+    """The newest of each setting, all of them valid (`protocol.changes.checked`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +178,8 @@ class TimerFired:
 
 Event = (
     MembersChanged
+    | LeftBehind
+    | ControlChanged
     | Received
     | SendFailed
     | DecisionsSeen

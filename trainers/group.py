@@ -8,12 +8,13 @@ Source: docs/algorithms.md, diloco.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from protocol.algorithms import MAX_GROUP
 from protocol.ids import Digest, PeerId, Round
 from protocol.rosters import Contribution, Later, SignedRoster
-from trainers.effects import Blame, Effect, Send, Wait
+from trainers.effects import Agreed, Blame, Closed, Effect, Send, Wait
 from trainers.events import SnapshotDone
 from trainers.holding import Holding
 from trainers.peers import Peers
@@ -81,12 +82,15 @@ class Group:
         fragments: int,
         max_tokens: int,
         kept_rosters: int,
+        sizes: Sequence[Collection[int]] = (),
     ) -> None:
+        """Args: sizes: for each fragment those that its payloads may have; empty: ours alone."""
         self.me = me
         self.out = out
         self.rounds = rounds
         self.fragments = fragments
         self.max_tokens = max_tokens
+        self._sizes = sizes
         self.peers = Peers()
         self.holding = Holding(out)
         self.here = Where(Round(0), 0, Digest(b""))
@@ -110,6 +114,10 @@ class Group:
         """That the open round averages."""
         return self.here.round % self.fragments
 
+    def sizes_of(self, fragment: int) -> Collection[int]:
+        """That payloads of a fragment may have besides our own's."""
+        return self._sizes[fragment] if fragment < len(self._sizes) else ()
+
     @property
     def line(self) -> dict[PeerId, Contribution]:
         """The contributions that the roster of this round has room for."""
@@ -126,7 +134,8 @@ class Group:
         refused = self.open.refused
         offers = {id: said for id, said in offers.items() if said.digest not in refused}
         if own:
-            offers = {id: said for id, said in offers.items() if said.size_bytes == own.size_bytes}
+            sizes = {own.size_bytes, *self.sizes_of(own.fragment)}
+            offers = {id: said for id, said in offers.items() if said.size_bytes in sizes}
             offers[self.me] = own
         return first_in_line(offers, self._seats)
 
@@ -140,6 +149,15 @@ class Group:
         """What is averaged is decided, and here."""
         chosen = self.open.chosen
         return chosen is not None and not self.missing(chosen)
+
+    @property
+    def is_called(self) -> bool:
+        """Others have contributed to the round that we train for."""
+        o = self.open
+        if o.own:  # the steps are of the next one
+            return self.is_ready and bool(self.peers.after(self.here.round))
+        is_free = not (o.chosen or o.said_later or self.is_outside)
+        return is_free and bool(self.peers.offers)
 
     @property
     def hopeless(self) -> list[Digest]:
@@ -175,6 +193,14 @@ class Group:
             self._was_left_out = is_full and not chosen.names(self.me)
         return chosen
 
+    def closed(self, known: KnownRoster | None, tokens: int) -> Closed:
+        """What became of the open round: it was averaged by this roster, or alone."""
+        receipt = Agreed(known.roster, known.digest) if known else None
+        reason = "" if receipt else "nobody else trains"
+        if known and known.names(self.me) and len(known.payloads) == 1:
+            receipt, reason = None, "nobody else contributed"
+        return Closed(self.here.round, tokens, receipt, False, reason)
+
     # --- what is said -----------------------------------------------------------------------
 
     def say(self, message: Contribution | SignedRoster) -> None:
@@ -208,7 +234,13 @@ class Group:
         """A member says where it is, and perhaps what it contributes."""
         at = where(said)
         own = self.open.own if at.place == self.here.place else None
-        fault = fault_of_statement(said, rounds=self.rounds, fragments=self.fragments, own=own)
+        fault = fault_of_statement(
+            said,
+            rounds=self.rounds,
+            fragments=self.fragments,
+            own=own,
+            sizes=self.sizes_of(own.fragment) if own else (),
+        )
         if fault:
             self.out.append(Blame(sender, fault))
             return
@@ -259,7 +291,7 @@ class Group:
             others = [roster.leader, *(entry.peer for entry in roster.entries), *self.peers.there]
             for entry in roster.entries:
                 if entry.digest not in o.refused:
-                    self._want(entry.digest, roster.size_bytes, [entry.peer, *others])
+                    self._want(entry.digest, entry.size_bytes, [entry.peer, *others])
             if not self.is_ready and o.until is not None:
                 self.wait(f"the payloads of round {self.here.round}", None, o.until)
         elif o.own:

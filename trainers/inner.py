@@ -80,9 +80,14 @@ class Inner:
             group["lr"] = lr
         self._optimizer.step()
 
-    def moments(self) -> Moments:
-        """A copy of the optimizer's state."""
-        return Moments(self._first_P.clone(), self._second_P.clone(), int(self._steps[0].item()))
+    def moments(self, room: Moments | None = None) -> Moments:
+        """A copy of the optimizer's state, in memory of `room` if there is one."""
+        steps = int(self._steps[0].item())
+        if room is None:
+            return Moments(self._first_P.clone(), self._second_P.clone(), steps)
+        return Moments(
+            room.first_P.copy_(self._first_P), room.second_P.copy_(self._second_P), steps
+        )
 
     def restore(self, moments: Moments) -> None:
         """Go on with the state of `moments`."""

@@ -5,9 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import assert_never
 
-from protocol.algorithms import DilocoConfig, LocalConfig, NolocoConfig, SpsaConfig, SyncConfig
+from protocol.algorithms import (
+    CODEC,
+    GRADIENT_CODEC,
+    DilocoConfig,
+    LocalConfig,
+    NolocoConfig,
+    SpsaConfig,
+    SyncConfig,
+)
 from protocol.envelope import Signer
 from protocol.ids import seed_of
+from protocol.labels import possible_sizes
 from protocol.spec import RunSpec
 from trainers.local import Local
 from trainers.machine import Trainer
@@ -23,6 +32,7 @@ def machine_of(spec: RunSpec, signer: Signer, boot: bytes) -> Trainer:
         boot: 8 random bytes of this start of the node.
     """
     config = spec.trainer
+    sizes = possible_sizes(spec) if {CODEC, GRADIENT_CODEC} & set(spec.changeable) else ()
     match config:
         case NolocoConfig():
             return Noloco(
@@ -32,6 +42,7 @@ def machine_of(spec: RunSpec, signer: Signer, boot: bytes) -> Trainer:
                 rounds=spec.rounds,
                 fragments=spec.num_fragments,
                 max_tokens=spec.max_tokens,
+                sizes=sizes,
             )
         case LocalConfig():
             return Local(config, rounds=spec.rounds)
@@ -44,6 +55,7 @@ def machine_of(spec: RunSpec, signer: Signer, boot: bytes) -> Trainer:
                 rounds=spec.rounds,
                 fragments=spec.num_fragments,
                 max_tokens=spec.max_tokens,
+                sizes=sizes,
             )
         case SpsaConfig():
             return Spsa(

@@ -15,6 +15,7 @@ reference code); overlap, pairing and partial failure: docs/decisions.md.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from enum import Enum, auto
 from typing import assert_never
 
@@ -22,9 +23,10 @@ from protocol.algorithms import NolocoConfig
 from protocol.fragments import round_steps
 from protocol.ids import PeerId, Round, RunId
 from protocol.messages import Message, Propose, Refuse
+from trainers.control import Control
 from trainers.effects import (
-    ApplyOuter,
     Blame,
+    CatchUp,
     Closed,
     CloseInner,
     Effect,
@@ -37,12 +39,14 @@ from trainers.effects import (
 from trainers.events import (
     Added,
     CatchUpFailed,
+    ControlChanged,
     DecisionsSeen,
     Event,
     Fetched,
     FetchFailed,
     InnerDone,
     InnerFailed,
+    LeftBehind,
     MembersChanged,
     OuterDone,
     OuterFailed,
@@ -57,7 +61,8 @@ from trainers.events import (
     TimerFired,
 )
 from trainers.pairing import Pairing
-from trainers.pairs import Alone, Pair, Payload, fragment_in_turn, shares
+from trainers.pairs import Alone, Payload, fragment_in_turn, outer_step
+from trainers.reanchor import is_far
 
 LEAST_SHARE = 8
 """A peer asked by one that is ahead closes its inner phase early if it made 1/8 of it."""
@@ -72,6 +77,8 @@ class Inner(Enum):
     DONE = auto()
     """At the step boundary: the snapshot waits for the round before to close."""
     SNAPSHOT = auto()
+    HELD = auto()
+    """At the start of a round that does not begin before the creator says so."""
 
 
 class Noloco:
@@ -83,6 +90,7 @@ class Noloco:
     Args:
         fragments: P; in so many rounds every fragment has its turn.
         max_tokens: most tokens that count for one round of one peer.
+        sizes: for each fragment those that its payloads may have; empty: as our own.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Noloco:
         rounds: int,
         fragments: int,
         max_tokens: int,
+        sizes: Sequence[Collection[int]] = (),
     ) -> None:
         self.me = me
         self._run = run
@@ -109,8 +118,13 @@ class Noloco:
         self._tokens = 0
         self._closing = False
         self._applying = False
+        self._source: PeerId | None = None
+        """Whose weights to take over as soon as nothing is under way with a partner."""
+        self._catching_up = False
         self._out: list[Effect] = []
+        self._sizes = sizes
         self._pairing = Pairing(me, run, config, self._out, rounds=rounds, max_tokens=max_tokens)
+        self._control = Control(self._out, inner_steps=config.inner_steps, rounds=rounds)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         self._record(event, now)
@@ -134,8 +148,8 @@ class Noloco:
                     pairing.on_decision(proposer, decision.proposed, decision.accepted, now)
             case InnerDone(steps, tokens):
                 self._on_inner_done(steps, tokens, now)
-            case SnapshotDone(round, fragment, digest, size_bytes):
-                self._on_snapshot(Payload(round, fragment, digest, size_bytes, self._tokens), now)
+            case SnapshotDone():
+                self._on_snapshot(self._payload(event), now)
             case Fetched(digest):
                 pairing.on_fetched(digest, True, now)
             case FetchFailed(digest):
@@ -145,10 +159,18 @@ class Noloco:
             case OuterRefused(reason=reason):
                 self._applying = False
                 pairing.refused(reason)
-            case CatchUpFailed() | Sampled() | Added() | SumNamed():
-                pass  # never asked for: whoever falls behind is pulled along by exchanges
+            case LeftBehind(source):
+                if self._inner is not Inner.OFF and not self._catching_up:
+                    self._source = source
+            case CatchUpFailed():
+                self._catching_up = False
+            case ControlChanged():
+                self._on_control(event, now)
+            case Sampled() | Added() | SumNamed():
+                pass  # of spsa
             case InnerFailed() | SnapshotFailed() | OuterFailed():
                 pairing.drop()
+                self._source = None
                 self._inner, self._applying = Inner.OFF, False
             case Resumed(round=round):
                 self._on_resumed(round, now)
@@ -160,16 +182,24 @@ class Noloco:
     def _advance(self, now: float) -> None:
         """Close the round if it is decided or must be; take the next snapshot when due."""
         pairing = self._pairing
+        if self._source and pairing.mine:
+            pairing.shut("left behind by the others")
         if self._inner is Inner.DONE and pairing.mine:
             pairing.shut("not closed by the next snapshot")
-        if self._inner is Inner.OFF and pairing.mine and pairing.is_forlorn():
+        is_idle = self._inner in (Inner.OFF, Inner.HELD)
+        if is_idle and pairing.mine and pairing.is_forlorn():
             pairing.shut("nobody else trains")  # no inner steps hide the wait: it is the last round
         if pairing.mine and pairing.result and not self._applying:
             self._applying = True
-            self._out.append(self._outer_step(pairing.mine, pairing.result))
-        if self._inner is Inner.DONE and not pairing.mine:
+            self._out.append(outer_step(pairing.mine, pairing.result))
+        if self._source and not pairing.mine and self._inner is not Inner.SNAPSHOT:
+            self._out.append(CatchUp(self._source))
+            self._source, self._catching_up = None, True
+        if self._inner is Inner.DONE and not pairing.mine and not self._catching_up:
             self._inner = Inner.SNAPSHOT
             self._out.append(Snapshot(self.round, self._turn()))
+        if self._inner is Inner.HELD and not pairing.mine:
+            self._control.hold(self.round)
 
     def _turn(self) -> int:
         """The fragment to exchange: that of whoever waits for us, else the next in order."""
@@ -178,32 +208,46 @@ class Noloco:
             return wanted
         return fragment_in_turn(self._run, self.round, self._fragments)
 
-    def _outer_step(self, mine: Payload, result: Alone | Pair) -> ApplyOuter:
-        if isinstance(result, Alone):
-            return ApplyOuter(Round(mine.round + 1), mine.fragment, mine.digest, ())
-        exchange = result.exchange
-        ends_in = Round(exchange.round + 1)
-        return ApplyOuter(ends_in, mine.fragment, mine.digest, shares(exchange))
-
     # --- the worker's answers -------------------------------------------------------------
 
     def _on_resumed(self, round: Round, now: float) -> None:
         self._pairing.drop()  # the worker may have died while it had nothing to fail
-        self._applying = False
+        self._applying = self._catching_up = False
+        self._source = None
         self.round = round
         self.finished = False  # the snapshot on disk may be of an earlier round
         self._step_s = None
-        if round >= self.rounds:
+        self._control.tell_again()
+        if round >= self._control.ends:
             self._finish()
         else:
-            self._run_inner(round, now)
+            self._begin(round, now)
 
-    def _run_inner(self, round: Round, now: float) -> None:
-        self._inner, self._inner_since, self._closing = Inner.RUNNING, now, False
-        self._out.append(RunInner(round, self._steps(round)))
+    def _begin(self, round: Round, now: float) -> None:
+        """Train for this round, as soon as the creator lets us."""
+        if self._control.is_paused:
+            self._inner = Inner.HELD
+        else:
+            self._control.go_on(round)
+            self._inner, self._inner_since, self._closing = Inner.RUNNING, now, False
+            self._out.append(RunInner(round, self._steps(round)))
+
+    def _on_control(self, event: ControlChanged, now: float) -> None:
+        mine = self._pairing.mine
+        at = Round(mine.round + 1) if mine else self.round
+        has_begun = self._inner in (Inner.RUNNING, Inner.DONE, Inner.SNAPSHOT)
+        self._control.take(event, Round(at + 1) if has_begun else at)
+        if self._inner is not Inner.HELD or self._catching_up:
+            return
+        if at < self._control.ends:
+            self._begin(at, now)
+        elif mine:
+            self._inner = Inner.OFF
+        else:
+            self._finish()
 
     def _steps(self, round: Round) -> int:
-        return round_steps(self.config.inner_steps, self._fragments, round)
+        return round_steps(self._control.inner_steps(round), self._fragments, round)
 
     def _on_inner_done(self, steps: int, tokens: int, now: float) -> None:
         if self._inner is not Inner.RUNNING or self.finished:
@@ -212,12 +256,16 @@ class Noloco:
         self._step_s = (now - self._inner_since) / max(steps, 1)
         self._tokens = max(1, min(tokens, self._max_tokens))
 
+    def _payload(self, made: SnapshotDone) -> Payload:
+        sizes = self._sizes[made.fragment] if self._sizes else ()
+        return Payload(made.round, made.fragment, made.digest, made.size_bytes, self._tokens, sizes)
+
     def _on_snapshot(self, payload: Payload, now: float) -> None:
         if self._inner is not Inner.SNAPSHOT:  # asked for before the worker was lost
             self._out.append(Release(payload.digest))
             return
-        if payload.round + 1 < self.rounds:
-            self._run_inner(Round(payload.round + 1), now)
+        if payload.round + 1 < self._control.ends:
+            self._begin(Round(payload.round + 1), now)
         else:
             self._inner = Inner.OFF
         self._pairing.open(payload, now)
@@ -232,13 +280,13 @@ class Noloco:
         reason, half = (result.reason, result.half) if isinstance(result, Alone) else ("", False)
         self._out.append(Closed(mine.round, mine.tokens, exchange, half, reason))
         self.round = round
-        if round >= self.rounds:
+        if round >= self._control.ends:
             self._finish()
 
     def _finish(self) -> None:
         if self._inner is Inner.RUNNING:
             self._out.append(CloseInner())
-        self._inner, self.finished = Inner.OFF, True
+        self._inner, self.finished, self._source = Inner.OFF, True, None
         self._pairing.refuse_held("finished", lambda propose: True)
         self._out.append(Finished(self.round))
 
@@ -253,6 +301,12 @@ class Noloco:
                 self._out.append(Blame(sender, fault))
                 self._out.append(Send(sender, Refuse(message.digest, "failed", 0.0)))
                 return
+            if self._catching_up or self._is_far(message.round):
+                self._out.append(Send(sender, Refuse(message.digest, "far", 0.0)))
+                return
+            if self._inner is Inner.HELD and self._pairing.mine is None:
+                self._out.append(Send(sender, Refuse(message.digest, "later", 0.0)))
+                return
             if self._pairing.mine is None and not self._ready_soon(message, now):
                 self._pairing.candidates.remember(sender, message)
                 self._out.append(Send(sender, Refuse(message.digest, "later", self._eta_s(now))))
@@ -265,6 +319,9 @@ class Noloco:
         if propose.fragment >= self._fragments:
             return f"a payload of fragment {propose.fragment}, the run has {self._fragments}"
         return None
+
+    def _is_far(self, round: Round) -> bool:
+        return is_far(self.round, round, self.config.reanchor_rounds)
 
     def _ready_soon(self, propose: Propose, now: float) -> bool:
         """Whether our snapshot is a step away at most; made so if the proposer is ahead.

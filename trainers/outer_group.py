@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from protocol.algorithms import DilocoConfig
+from protocol.algorithms import DilocoConfig, TrainerConfig
 from protocol.ids import Digest, PeerId, Round
-from protocol.labels import labels
+from protocol.labels import choices, labels
 from protocol.payload import Label
 from trainers import compress, outer
 from trainers.effects import Share
@@ -42,11 +42,17 @@ class GroupOuter:
         *,
         seed: int,
         peer: PeerId,
+        changeable: tuple[str, ...] = (),
     ) -> None:
+        """Args: changeable: of the run's spec."""
         self.slow = slow
         self._config = config
         self._fragments = fragments
-        self._snapshots = Snapshots(seed, peer)
+        self._snapshots = Snapshots(seed, peer, choices(config, changeable))
+
+    def use(self, config: TrainerConfig) -> None:
+        assert isinstance(config, DilocoConfig)
+        self._config = config
 
     def payload_bytes(self, fragment: int) -> int:
         return self._label(Round(0), fragment).payload_bytes

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from protocol.algorithms import SyncConfig
+from protocol.algorithms import SyncConfig, TrainerConfig
 from protocol.ids import Digest, PeerId, Round
-from protocol.labels import labels
+from protocol.labels import choices, labels
 from protocol.model import InnerConfig
 from protocol.payload import Label
 from trainers import outer
@@ -26,6 +26,9 @@ class LocalOuter:
 
     def __init__(self, slow: Slow) -> None:
         self.slow = slow
+
+    def use(self, config: TrainerConfig) -> None:
+        pass
 
     def payload_bytes(self, fragment: int) -> int:
         return 0
@@ -61,12 +64,18 @@ class SyncOuter:
         rounds: int,
         seed: int,
         peer: PeerId,
+        changeable: tuple[str, ...] = (),
     ) -> None:
+        """Args: changeable: of the run's spec."""
         self.slow = slow
         self._config = config
         self._inner = inner
         self._rounds = rounds
-        self._snapshots = Snapshots(seed, peer)
+        self._snapshots = Snapshots(seed, peer, choices(config, changeable))
+
+    def use(self, config: TrainerConfig) -> None:
+        assert isinstance(config, SyncConfig)
+        self._config = config
 
     def payload_bytes(self, fragment: int) -> int:
         return self._label(Round(0)).payload_bytes

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from protocol.algorithms import NolocoConfig
+from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.ids import Digest, PeerId, Round
-from protocol.labels import labels
+from protocol.labels import choices, labels
 from protocol.payload import Label
 from trainers import compress, outer
 from trainers.effects import Share
@@ -39,11 +39,17 @@ class PairOuter:
         *,
         seed: int,
         peer: PeerId,
+        changeable: tuple[str, ...] = (),
     ) -> None:
+        """Args: changeable: of the run's spec."""
         self.slow = slow
         self._config = config
         self._fragments = fragments
-        self._snapshots = Snapshots(seed, peer)
+        self._snapshots = Snapshots(seed, peer, choices(config, changeable))
+
+    def use(self, config: TrainerConfig) -> None:
+        assert isinstance(config, NolocoConfig)
+        self._config = config
 
     def payload_bytes(self, fragment: int) -> int:
         return sum(label.payload_bytes for label in self._labels(Round(0), fragment))

@@ -18,8 +18,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from protocol.algorithms import TrainerConfig
 from protocol.errors import Malformed, PayloadRefused
 from protocol.ids import Digest, PeerId, Round, digest_of, seed_of
+from protocol.labels import found_in
 from protocol.payload import Label, parts
 from trainers import compress
 from trainers.effects import Share
@@ -51,6 +53,9 @@ class Outer(Protocol):
     """The tensor side of one trainer."""
 
     slow: Slow
+
+    def use(self, config: TrainerConfig) -> None:
+        """Settings of the next snapshot; what the creator can change of them is the codec."""
 
     def payload_bytes(self, fragment: int) -> int:
         """Length of the payload of a fragment, exact."""
@@ -126,9 +131,11 @@ def whole(kept: Mapping[str, Tensor], name: str, like_P: Tensor) -> Tensor:
 class Snapshots:
     """The open snapshots of one peer, and how payloads are written and read."""
 
-    def __init__(self, seed: int, peer: PeerId) -> None:
+    def __init__(self, seed: int, peer: PeerId, choices: tuple[tuple[str, ...], ...]) -> None:
+        """Args: choices: for each part of a payload the codecs that another's may have."""
         self._seed = seed
         self._peer = peer
+        self._choices = choices
         self._open: dict[Digest, Opened] = {}
 
     def rng(self, round: Round, device: torch.device) -> Generator:
@@ -172,12 +179,15 @@ class Snapshots:
     ) -> tuple[Tensor, ...]:
         """The parts of a payload: of our own as kept, of another's from its bytes.
 
+        Another's may be in another codec, if the creator may change that.
+
         Raises:
             PayloadRefused: it is not what the labels say.
         """
         if share.digest in self._open:
             return self._open[share.digest].decoded
         try:
+            labels = found_in(contents[share.digest], labels, self._choices)
             views = parts(contents[share.digest], labels)
             return tuple(
                 compress.decode(view, label).to(device)

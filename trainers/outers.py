@@ -17,17 +17,23 @@ from trainers.state import Slow
 
 def outer_of(spec: RunSpec, peer: PeerId, slow: Slow) -> Outer:
     """The tensor side of the run's trainer, from these slow weights on."""
-    config = spec.trainer
+    config, names = spec.trainer, spec.changeable
     match config:
         case NolocoConfig():
             parts = fragments(spec.model, config.fragment_layers)
-            return PairOuter(config, parts, slow, seed=spec.seed, peer=peer)
+            return PairOuter(config, parts, slow, seed=spec.seed, peer=peer, changeable=names)
         case DilocoConfig():
             parts = fragments(spec.model, config.fragment_layers)
-            return GroupOuter(config, parts, slow, seed=spec.seed, peer=peer)
+            return GroupOuter(config, parts, slow, seed=spec.seed, peer=peer, changeable=names)
         case SyncConfig():
             return SyncOuter(
-                config, spec.inner, slow, rounds=spec.rounds, seed=spec.seed, peer=peer
+                config,
+                spec.inner,
+                slow,
+                rounds=spec.rounds,
+                seed=spec.seed,
+                peer=peer,
+                changeable=names,
             )
         case LocalConfig():
             return LocalOuter(slow)

@@ -22,6 +22,7 @@ from protocol.ids import Digest, PeerId, RunId
 from protocol.messages import Abort, Accept, Commit, Exchange, Have, Message, Propose, Refuse
 from trainers.effects import Blame, Effect, Fetch, Publish, Release, Send, SetTimer, Wait
 from trainers.pairs import Alone, Candidates, Decisions, Pair, Payload, exchange_between
+from trainers.reanchor import is_far
 from trainers.timers import (
     AskAgain,
     DoubtDeadline,
@@ -245,7 +246,8 @@ class Pairing:
             self._next(proposer, now)
         else:
             self._send(proposer, mine.accept(propose.digest))
-            self._begin(exchange_between(proposer, propose, self._me, mine, self._max_tokens), now)
+            exchange = exchange_between(proposer, propose, self._me, mine, self._max_tokens)
+            self._begin(exchange, propose.size_bytes, now)
 
     def _on_accept(self, sender: PeerId, accept: Accept, now: float) -> None:
         mine = self.mine
@@ -256,8 +258,12 @@ class Pairing:
             self._out.append(Blame(sender, fault))
             self._send(sender, Abort(mine.digest))
             self._next(sender, now)
+        elif is_far(mine.round, accept.round, self._config.reanchor_rounds):
+            self._send(sender, Abort(mine.digest))
+            self._next(sender, now)
         else:
-            self._begin(exchange_between(self._me, mine, sender, accept, self._max_tokens), now)
+            exchange = exchange_between(self._me, mine, sender, accept, self._max_tokens)
+            self._begin(exchange, accept.size_bytes, now)
 
     def _on_refuse(self, sender: PeerId, proposed: Digest, now: float) -> None:
         pair = self._open_pair(proposed)
@@ -273,7 +279,7 @@ class Pairing:
         if not (self._proposed_to or self._pair or self.result):
             self._out.append(Wait("a partner", None, self._until))
 
-    def _begin(self, exchange: Exchange, now: float) -> None:
+    def _begin(self, exchange: Exchange, size_bytes: int, now: float) -> None:
         assert self.mine is not None
         until = now + self._config.exchange_deadline_s
         pair = self._pair = Pair.of(exchange, self._me, until)
@@ -281,7 +287,7 @@ class Pairing:
         self.candidates.held.pop(pair.peer, None)
         round = self.mine.round
         self.refuse_held("taken", lambda propose: propose.round <= round)
-        self._out.append(Fetch(pair.theirs, self.mine.size_bytes, pair.peer))
+        self._out.append(Fetch(pair.theirs, size_bytes, pair.peer))
         self._out.append(SetTimer(until, ExchangeDeadline(exchange.proposer_digest)))
         what = "payload and receipt" if pair.i_decide else "payload"
         self._out.append(Wait(what, pair.peer, until))

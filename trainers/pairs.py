@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from protocol.ids import DIGEST_BYTES, Digest, PeerId, Round, RunId
 from protocol.messages import MAX_DECISIONS, Abort, Accept, Commit, Decision, Exchange, Propose
-from trainers.effects import Share
+from trainers.effects import ApplyOuter, Share
 
 MAX_HELD = 64
 """Proposals kept while this peer is not free: as many as peers in the presence view."""
@@ -69,6 +69,8 @@ class Payload:
     digest: Digest
     size_bytes: int
     tokens: int
+    sizes: Collection[int] = ()
+    """That a partner's may have besides: the creator may change the codec."""
 
     def propose(self, wait_s: float) -> Propose:
         """The offer of it."""
@@ -94,7 +96,7 @@ class Payload:
             return f"a payload of round {offer.round}, the run has {rounds}"
         if offer.digest == self.digest:
             return "our own payload offered as its own"
-        if offer.size_bytes != self.size_bytes:
+        if offer.size_bytes != self.size_bytes and offer.size_bytes not in self.sizes:
             return f"a payload of {offer.size_bytes} bytes, not {self.size_bytes}"
         return None
 
@@ -148,6 +150,14 @@ class Pair:
         if exchange.proposer == me:
             return cls(exchange.partner, exchange, True, exchange.partner_digest, until)
         return cls(exchange.proposer, exchange, False, exchange.proposer_digest, until)
+
+
+def outer_step(mine: Payload, result: Alone | Pair) -> ApplyOuter:
+    """The step that ends the round of our payload."""
+    if isinstance(result, Alone):
+        return ApplyOuter(Round(mine.round + 1), mine.fragment, mine.digest, ())
+    exchange = result.exchange
+    return ApplyOuter(Round(exchange.round + 1), mine.fragment, mine.digest, shares(exchange))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from protocol.fragments import round_steps
 from protocol.ids import Round
+from trainers.control import Control
 from trainers.effects import CloseInner, Effect, RunInner
 from trainers.roster import LEAST_SHARE
 
@@ -34,9 +35,9 @@ class Inner(Enum):
 class Phase:
     """The inner phases of one peer, one after the other."""
 
-    def __init__(self, out: list[Effect], *, inner_steps: int, fragments: int) -> None:
+    def __init__(self, out: list[Effect], control: Control, *, fragments: int) -> None:
         self._out = out
-        self._inner_steps = inner_steps
+        self._control = control
         self._fragments = fragments
         self.inner = Inner.OFF
         self.is_closing = False
@@ -44,6 +45,8 @@ class Phase:
         self.tokens = 0
         """Of the last phase that ended."""
         self._round = Round(0)
+        self.following = Round(0)
+        """The first round of which the worker was asked for no step."""
         self._goal = 0
         self._since = 0.0
         self._made = 0
@@ -56,19 +59,21 @@ class Phase:
         return self.is_closing or self.inner in (Inner.DONE, Inner.SNAPSHOT)
 
     def run(self, round: Round, now: float) -> None:
-        """Train for this round."""
-        self._begin(Inner.RUNNING, round, self._steps(round), now)
+        """Train for this round, as soon as the creator lets us."""
+        if self._control.may_begin(round):
+            self._begin(Inner.RUNNING, round, self._steps(round), now)
 
     def overlap(self, round: Round, steps: int, now: float) -> None:
         """Make so many steps of this round, while the one before is averaged."""
         self._begin(Inner.OVERLAP, round, min(steps, self._steps(round)), now)
 
     def _steps(self, round: Round) -> int:
-        return round_steps(self._inner_steps, self._fragments, round)
+        return round_steps(self._control.inner_steps(round), self._fragments, round)
 
     def _begin(self, inner: Inner, round: Round, goal: int, now: float) -> None:
         self.inner, self._round, self._goal, self._since = inner, round, goal, now
         self.is_closing = False
+        self.following = Round(round + 1)
         self._out.append(RunInner(round, goal))
 
     def hurry(self, now: float, *, has_rest: bool) -> None:
@@ -119,6 +124,7 @@ class Phase:
     def came_up(self) -> None:
         """A worker is there, perhaps of another speed."""
         self.inner, self._made, self._step_s = Inner.IDLE, 0, None
+        self.following = Round(0)
 
     def stop(self) -> None:
         """There is nothing more to train."""

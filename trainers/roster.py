@@ -150,9 +150,8 @@ def roster_of(
         term=term,
         leader=leader,
         anchor=one.anchor,
-        size_bytes=one.size_bytes,
         entries=tuple(
-            Entry(peer, said.digest, min(said.tokens, max_tokens))
+            Entry(peer, said.digest, said.size_bytes, min(said.tokens, max_tokens))
             for peer, said in sorted(line.items())
         ),
     )
@@ -174,12 +173,19 @@ def shares(roster: Roster, refused: Collection[Digest], max_tokens: int) -> tupl
 
 
 def fault_of_roster(
-    roster: Roster, *, rounds: int, fragments: int, max_tokens: int, own: Contribution | None
+    roster: Roster,
+    *,
+    rounds: int,
+    fragments: int,
+    max_tokens: int,
+    own: Contribution | None,
+    sizes: Collection[int] = (),
 ) -> str | None:
     """Why no honest leader signs this; None: it may.
 
     Args:
         own: what this peer contributed at that place, if it did.
+        sizes: that payloads of this fragment may have besides our own's.
     """
     if roster.round >= rounds:
         return f"a roster of round {roster.round}, the run has {rounds}"
@@ -187,18 +193,25 @@ def fault_of_roster(
         return f"a roster of fragment {roster.fragment} in round {roster.round}"
     if any(entry.tokens > max_tokens for entry in roster.entries):
         return f"a roster that counts more than {max_tokens} tokens for a peer"
-    if own and roster.size_bytes != own.size_bytes:
-        return f"a roster of payloads of {roster.size_bytes} bytes, not {own.size_bytes}"
+    for entry in roster.entries:
+        if own and entry.size_bytes != own.size_bytes and entry.size_bytes not in sizes:
+            return f"a roster of payloads of {entry.size_bytes} bytes, not {own.size_bytes}"
     return None
 
 
 def fault_of_statement(
-    said: Contribution | Later, *, rounds: int, fragments: int, own: Contribution | None
+    said: Contribution | Later,
+    *,
+    rounds: int,
+    fragments: int,
+    own: Contribution | None,
+    sizes: Collection[int] = (),
 ) -> str | None:
     """Why no honest member says this; None: it may.
 
     Args:
         own: what this peer contributed at that place, if it did.
+        sizes: that payloads of this fragment may have besides our own's.
     """
     if isinstance(said, Later):
         return f"at round {said.round}, the run has {rounds}" if said.round > rounds else None
@@ -206,7 +219,7 @@ def fault_of_statement(
         return f"a contribution to round {said.round}, the run has {rounds}"
     if said.fragment != said.round % fragments:
         return f"a contribution of fragment {said.fragment} in round {said.round}"
-    if own and said.size_bytes != own.size_bytes:
+    if own and said.size_bytes != own.size_bytes and said.size_bytes not in sizes:
         return f"a payload of {said.size_bytes} bytes, not {own.size_bytes}"
     if own and said.digest == own.digest:
         return "our own payload offered as its own"

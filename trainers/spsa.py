@@ -39,12 +39,14 @@ from protocol.spsa import (
     SignedBase,
     SignedFrame,
     Want,
+    check_frame,
     frame_in,
     log_id,
     packed,
     unpacked,
 )
 from trainers.bases import Bases
+from trainers.control import Control
 from trainers.effects import (
     AddScalars,
     Blame,
@@ -61,6 +63,7 @@ from trainers.effects import (
 from trainers.events import (
     Added,
     CatchUpFailed,
+    ControlChanged,
     Event,
     InnerFailed,
     MembersChanged,
@@ -134,6 +137,7 @@ class Spsa:
         self._convicted: set[PeerId] = set()
         """Authors that signed two frames of one place; no more than there are logs."""
         self._out: list[Effect] = []
+        self._control = Control(self._out, inner_steps=config.inner_steps, rounds=rounds)
         self.bases = Bases(me, config, self.logs, self._out, run=run, seal=seal)
         self.pulls = Pulls(self.logs, self.bases, self._out, rng)
 
@@ -152,6 +156,8 @@ class Spsa:
                     self._tell(made, BASE_TO)
                 if leader := self.bases.take_odd(self.pulls.members):
                     self.pulls.catch_up(leader)
+            case ControlChanged():
+                self._on_control(event)
             case Resumed(round, _, horizon):
                 self._on_resumed(round, unpacked(horizon), now)
             case InnerFailed() | OuterFailed():
@@ -175,12 +181,25 @@ class Spsa:
             self._add()
         self.bases.look(self.pulls.members, now)
         self.bases.check()
-        if self._sampling is None and self._step < self._steps and self._has_log:
-            in_round = self.config.inner_steps - self._step % self.config.inner_steps
+        if self._sampling is None and not self._is_over and self._has_log:
+            done = self._step % self.config.inner_steps
+            if not done and not self._control.may_begin(self.round):
+                return
+            in_round = self.config.inner_steps - done
             steps = min(in_round, max(1, MAX_FRAME_SCALARS // self.config.samples))
             self._sampling = self._step
             self._out.append(Sample(self._boot, self._step, steps))
             self._out.append(SetTimer(now + self._frame_s(), FrameEnds(self._step)))
+
+    @property
+    def _is_over(self) -> bool:
+        return self._step >= self._control.ends * self.config.inner_steps
+
+    def _on_control(self, event: ControlChanged) -> None:
+        was_over, begun = self._is_over, self._step + (self._sampling is not None)
+        self._control.take(event, Round(-(-begun // self.config.inner_steps)))
+        if self._ready and self._is_over and not was_over:
+            self._out.append(Finished(self.round))
 
     @property
     def _has_log(self) -> bool:
@@ -212,7 +231,7 @@ class Spsa:
         self.bases.restart()
         self.round = max(self.round, round)
         self._step = max(self._step, self.round * self.config.inner_steps)
-        if self._step >= self._steps:
+        if self._is_over:
             self._out.append(Finished(self.round))
         elif not self._has_log:
             self._out.append(Wait(FULL, None, now + FULL_S))
@@ -261,7 +280,7 @@ class Spsa:
         self.round = Round(self.round + 1)
         self._round_tokens = 0
         self._heard.clear()
-        if self._step >= self._steps:
+        if self._is_over:
             self._out.append(Finished(self.round))
 
     # --- the others ---------------------------------------------------------------------------
@@ -293,7 +312,7 @@ class Spsa:
             Malformed: whoever passed it on has not looked at it.
         """
         frame = frame_in(signed.body)
-        self._check(frame)
+        check_frame(frame, steps=self._steps, samples=self.config.samples)
         log = self.logs.name(frame)
         count = self.logs.count(log)
         if frame.first < count:
@@ -306,17 +325,6 @@ class Spsa:
         self.logs.add(log, frame, signed)
         self._heard[frame.author] = self._heard.get(frame.author, 0) + len(frame.scalars)
         return True
-
-    def _check(self, frame: Frame) -> None:
-        """By its own bytes alone, so that all peers agree on it."""
-        steps, rest = divmod(len(frame.scalars), self.config.samples)
-        if rest or frame.step + steps > self._steps:
-            raise Malformed(
-                f"a frame of {len(frame.scalars)} scalars from step {frame.step} on, in a run "
-                f"of {self._steps} steps with {self.config.samples} a step"
-            )
-        if frame.first > frame.step * self.config.samples:
-            raise Malformed(f"a frame of step {frame.step} after {frame.first} scalars")
 
     def _verify(self, frame: Frame, signed: SignedFrame) -> None:
         self._seal.verify(frame.author, Domain.FRAME, self._run, signed.body, signed.signature)

@@ -18,6 +18,7 @@ https://arxiv.org/abs/2501.18512; CO2, https://arxiv.org/abs/2401.16265; docs/al
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import assert_never
 
 from protocol.algorithms import DilocoConfig, GroupConfig
@@ -26,10 +27,9 @@ from protocol.ids import Digest, PeerId, Round, RunId
 from protocol.messages import Message
 from protocol.rosters import Contribution, Later, SignedRoster
 from trainers.agreement import REPEATS, Agreement
+from trainers.control import Control
 from trainers.effects import (
-    Agreed,
     ApplyOuter,
-    Closed,
     Effect,
     Finished,
     Release,
@@ -40,12 +40,14 @@ from trainers.effects import (
 from trainers.events import (
     Added,
     CatchUpFailed,
+    ControlChanged,
     DecisionsSeen,
     Event,
     Fetched,
     FetchFailed,
     InnerDone,
     InnerFailed,
+    LeftBehind,
     MembersChanged,
     OuterDone,
     OuterFailed,
@@ -74,6 +76,7 @@ class Streaming:
     Args:
         fragments: P; in so many rounds every fragment has its turn.
         max_tokens: most tokens that count for one contribution of one peer.
+        sizes: for each fragment those that its payloads may have; empty: as our own.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Streaming:
         rounds: int,
         fragments: int,
         max_tokens: int,
+        sizes: Sequence[Collection[int]] = (),
     ) -> None:
         self.me = me
         self.config = config
@@ -98,11 +102,13 @@ class Streaming:
             fragments=fragments,
             max_tokens=max_tokens,
             kept_rosters=KEPT_ROSTERS if config.inner_steps > 1 else KEPT_STEPS,
+            sizes=sizes,
         )
         self._agreement = Agreement(
             self._group, run=run, signer=signer, deadline_s=config.round_deadline_s
         )
-        self._phase = Phase(self._out, inner_steps=config.inner_steps, fragments=fragments)
+        self._control = Control(self._out, inner_steps=config.inner_steps, rounds=rounds)
+        self._phase = Phase(self._out, self._control, fragments=fragments)
         self._overlap = config.overlap_steps if isinstance(config, DilocoConfig) else 0
         self._is_stale = isinstance(config, DilocoConfig) and config.stale
         self._start = 0
@@ -136,7 +142,7 @@ class Streaming:
                 self._on_message(sender, message, now)
             case SendFailed(to=to):
                 group.peers.unreachable(to)
-            case DecisionsSeen() | Sampled() | Added() | SumNamed():
+            case DecisionsSeen() | LeftBehind() | Sampled() | Added() | SumNamed():
                 pass  # of other trainers
             case InnerDone(steps, tokens):
                 self._phase.ended(steps, tokens, now)
@@ -156,6 +162,8 @@ class Streaming:
                 self._lose_worker()
             case Resumed(round, weights):
                 self._on_resumed(round, weights, now)
+            case ControlChanged():
+                self._on_control(event, now)
             case TimerFired(timer):
                 self._on_timer(timer, now)
             case _:
@@ -166,19 +174,21 @@ class Streaming:
         group = self._group
         self._agreement.lead(now)
         has_rest = self._left_out_tokens > 0
-        if self._is_called():
+        if group.is_called:
             self._phase.hurry(now, has_rest=has_rest)
         has_enough = self._phase.has_enough(now, has_rest=has_rest)
-        is_coming = has_enough and not (self._straying.source or self.finished)
+        is_held_up = self._straying.source or self.finished or self._control.is_paused
+        is_coming = has_enough and not is_held_up
         group.answer(will_contribute=self._will_contribute, is_coming=is_coming)
         group.fetch()
         self._use_worker()
         group.release(self._ahead[0].digest if self._ahead else None)
 
     def _use_worker(self) -> None:
-        """The outer step if it is decided and due, else the snapshot."""
+        """The outer step if it is decided and due (when all is over, too: others may have been
+        stopped later, and all shall end equal), else the snapshot."""
         group, o, inner = self._group, self._group.open, self._phase.inner
-        if not self._is_free or self._straying.source or self.finished:
+        if not self._is_free or self._straying.source:
             return
         if group.is_ready and o.chosen and self._may_apply:
             self._apply(shares(o.chosen.roster, o.refused, group.max_tokens))
@@ -221,14 +231,6 @@ class Streaming:
         is_held_up = self._group.is_outside or self._straying.source or self.finished
         return self._phase.is_near and not is_held_up
 
-    def _is_called(self) -> bool:
-        """Others have contributed to the round that we train for."""
-        group, o = self._group, self._group.open
-        if o.own:  # the steps are of the next one
-            return group.is_ready and bool(group.peers.after(self.round))
-        is_free = not (o.chosen or o.said_later or group.is_outside)
-        return is_free and bool(group.peers.offers)
-
     # --- the worker's answers ---------------------------------------------------------------
 
     def _on_snapshot(self, done: SnapshotDone, now: float) -> None:
@@ -249,7 +251,7 @@ class Streaming:
         """Tell all; meanwhile the inner steps go on as far as they may."""
         self._agreement.contribute(self._group.offer(made, tokens), now)
         following = Round(self.round + 1)
-        if following >= self._group.rounds:
+        if following >= self._control.ends or self._control.is_paused:
             return
         if self._is_stale:
             self._phase.run(following, now)
@@ -265,24 +267,33 @@ class Streaming:
         if known and o.own and o.own.digest not in known.payloads:
             self._left_out_tokens += tokens if o.mine else 0
             tokens = 0
-        receipt = Agreed(known.roster, known.digest) if known else None
-        reason = "" if receipt else "nobody else trains"
-        if known and known.names(self.me) and len(known.payloads) == 1:
-            receipt, reason = None, "nobody else contributed"
-        self._out.append(Closed(self.round, tokens, receipt, False, reason))
+        self._out.append(group.closed(known, tokens))
         led_here = known.roster.tokens if known else tokens
         self._agreement.begin(Where(round, led_here, weights), now)
         self._go_on(now)
 
     def _go_on(self, now: float) -> None:
         """The next round of this worker begins."""
-        if self.round >= self._group.rounds:
+        if self.round >= self._control.ends:
             self._finish()
         elif self._ahead:
             (made, tokens), self._ahead = self._ahead, None
             self._contribute(made, tokens, now)
         elif self._phase.inner is Inner.IDLE:
             self._phase.run(self.round, now)
+
+    def _take_up(self, now: float) -> None:
+        """Nothing is trained for: is there something?"""
+        if self._group.open.own is None:
+            self._go_on(now)
+        elif self._is_stale and not self._ahead and self.round + 1 < self._control.ends:
+            self._phase.run(Round(self.round + 1), now)
+
+    def _on_control(self, event: ControlChanged, now: float) -> None:
+        at = Round(self.round + 1) if self._group.open.own else self.round
+        self._control.take(event, max(at, self._phase.following))
+        if self._phase.inner is Inner.IDLE and not (self._straying.source or self.finished):
+            self._take_up(now)
 
     def _lose_worker(self) -> None:
         """What it had made is held, but it cannot go on from there."""
@@ -297,14 +308,12 @@ class Streaming:
         self.finished = False
         self._phase.came_up()
         self._start += 1
+        self._control.tell_again()
         self._set_repeat(now)
         is_here = group.here.place == (round, weights)
         tokens = group.here.tokens if is_here else group.peers.tokens_to((round, weights))
         self._agreement.restart(Where(round, tokens, weights), now)
-        if group.open.own is None:
-            self._go_on(now)
-        elif self._is_stale and round + 1 < group.rounds:
-            self._phase.run(Round(round + 1), now)
+        self._take_up(now)
 
     def _finish(self) -> None:
         self._phase.stop()

@@ -77,6 +77,8 @@ class Incoming:
     stream: Answering
     expires_at: float
     handed_over: bool = False
+    sending: Sending | None = None
+    """The answer on its way."""
 
     def answer(self, body: bytes | memoryview) -> None:
         """Send the answer; trio side."""
@@ -144,11 +146,15 @@ class Answering:
         incoming.handed_over = False
         answer = frame.answer_frames(incoming.call, body)
         kind = incoming.method.kind
-        self._outbox.add(Sending(incoming.call, answer, kind, lambda: self._end(incoming)))
+        incoming.sending = Sending(incoming.call, answer, kind, lambda: self._end(incoming))
+        self._outbox.add(incoming.sending)
 
     def send_refusal(self, incoming: Incoming, code: str, sentence: str) -> None:
         """Refuse a call that has begun, or the rest of its answer."""
         if self._calls.get(incoming.call) is not incoming:
+            return
+        if incoming.sending is not None and incoming.sending.is_taken:
+            self._end(incoming)  # the end of its answer is on the way: one end is all it gets
             return
         self._outbox.drop(incoming.call)
         missing = incoming.body_bytes - len(incoming.body)

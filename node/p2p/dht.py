@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 
 import trio
 from libp2p.abc import IHost
-from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -25,14 +24,14 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from node.p2p import library
 from node.p2p.addrs import is_shoal_id
-from node.p2p.providers import Providers, serving
+from node.p2p.lookup import ask_closest
+from node.p2p.providers import Providers
 from protocol.ids import PeerId
 from protocol.peer_record import NAMESPACE, best, open_peer_record
 
 ASKED_RECORDS = 64
-"""Records after which a lookup asks nobody else.  The library counts repeated ones, one from each
-of the ten peers that it asks at a time, so its default of 20 would stop at the first ten that
-know the same two; all of the ten closest peers were told by every provider that reached them."""
+"""Records, repeated ones too, after which a lookup asks nobody else: with twenty, the first ten
+peers that know the same two would be enough."""
 MAX_PROVIDERS = 32
 MAX_ADDRS = 8
 """Of one provider."""
@@ -63,7 +62,6 @@ class Dht:
         rng = random.Random(secrets.randbits(64))
         self._providers = Providers(host, self._dht.peer_routing, rng, unix_s)
         self._dht.provider_store = self._providers
-        host.set_stream_handler(PROTOCOL_ID, serving(self._dht.handle_stream))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -92,8 +90,14 @@ class Dht:
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
         """Candidates with their addresses, each once, without us; perhaps none."""
         found = self._providers.get_providers(key)
+
+        async def ask(peer: ID) -> list[ID]:
+            providers, closer = await library.providers_at(self._dht, peer, key)
+            found.extend(providers)
+            return closer
+
         with trio.move_on_after(LOOKUP_S):
-            await self._providers.look_up(key, ASKED_RECORDS, found)
+            await ask_closest(self._dht, key, ask, lambda: len(found) >= ASKED_RECORDS)
         return self._distinct(found)
 
     async def put_record(self, key: str, value: bytes) -> bool:
@@ -106,16 +110,20 @@ class Dht:
 
     async def find_record(self, key: str) -> bytes | None:
         """The newest valid record under `key`, here or at others; None if there is none."""
-        stored, found = library.forget_value(self._dht, key.encode()), None
-        try:
-            with trio.move_on_after(LOOKUP_S):
-                found = await self._dht.get_value(key, ENOUGH_RECORDS)
-        finally:
-            values = [value for value in (stored and stored[0].value, found) if value]
-            chosen = best(key, values, self._unix_s())
-            if stored and chosen is not None and values[chosen] == stored[0].value:
-                library.restore_value(self._dht, key.encode(), stored)
-        return None if chosen is None else values[chosen]
+        stored = self._dht.value_store.get(key.encode())
+        mine = [] if stored is None else [stored.value]
+        found: list[bytes] = []
+
+        async def ask(peer: ID) -> list[ID]:
+            value, closer = await library.value_at(self._dht, peer, key.encode())
+            if value is not None and best(key, [value], self._unix_s()) is not None:
+                found.append(value)
+            return closer
+
+        with trio.move_on_after(LOOKUP_S):
+            await ask_closest(self._dht, key.encode(), ask, lambda: len(found) >= ENOUGH_RECORDS)
+        chosen = best(key, mine + found, self._unix_s())
+        return None if chosen is None else (mine + found)[chosen]
 
     def _distinct(self, found: list[PeerInfo]) -> list[tuple[PeerId, list[str]]]:
         addrs: dict[PeerId, list[str]] = {}

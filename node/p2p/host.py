@@ -275,7 +275,7 @@ class Host:
         is_new = peer not in self.connected
         if is_new:
             self.connected = tuple(sorted((*self.connected, peer)))
-        self.links.look(self.connected)
+        self.links.look(peer)
         if is_new:
             self._events.connected(peer)
             self._nursery.start_soon(self.dht.add_peer, id)
@@ -284,11 +284,11 @@ class Host:
         """A connection was closed; it may not have been the last."""
         peer = PeerId(id.to_base58())
         if self.links.dialling.connections(id):
-            self.links.look(self.connected)
+            self.links.look(peer)
         elif peer in self.connected:
             self.links.left(id)
             self.connected = tuple(other for other in self.connected if other != peer)
-            self.links.look(self.connected)
+            self.links.look(peer)
             self._events.disconnected(peer)
 
     def _moved(self, peer: PeerId) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 import trio
 from libp2p.abc import INetConn
 from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.rcmgr import Direction
@@ -21,6 +22,8 @@ from libp2p.rcmgr import Direction
 LOOK_S = 30.0
 """Between two looks; a connection without a stream at two of them is idle.  A lookup takes seconds,
 and the next one, two minutes later, dials anew what it needs."""
+CLOSE_S = 1.0
+"""What closing a stream may take though it is cancelled: one small frame."""
 
 
 async def hang_up_on_idle(network: Swarm, is_wanted: Callable[[ID], bool]) -> None:
@@ -43,3 +46,13 @@ async def hang_up_on_idle(network: Swarm, is_wanted: Callable[[ID], bool]) -> No
                 await connection.close()
         idle = found - idle
         await trio.sleep(LOOK_S)
+
+
+async def _close(stream: NetStream) -> None:
+    """As the library, also when it is cancelled."""
+    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
+        await _close_as_library(stream)
+
+
+_close_as_library = NetStream.close
+NetStream.close = _close  # type: ignore[method-assign, assignment]

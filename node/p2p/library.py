@@ -18,10 +18,10 @@ from libp2p.custom_types import THandler
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.kad_dht import value_store
 from libp2p.kad_dht.kad_dht import KadDHT
-from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP, TCPListener
@@ -47,8 +47,6 @@ than a node is stopped by a full disk or a suspended container, shorter than an 
 MAX_VALUES = 4096
 """Values of other peers that the DHT keeps here, the oldest is dropped: 13 MB with what
 `Dht` accepts, and far more than the twenty peers closest to a key need of each other."""
-StoredValue = tuple[Record, float]
-"""A value as the DHT keeps it, and until when."""
 READ_BYTES = 1 << 17
 """One read of the socket: two Noise messages of the largest size."""
 
@@ -268,18 +266,23 @@ async def put_at(dht: KadDHT, key: bytes, value: bytes, peers: Sequence[ID]) -> 
     return took
 
 
-def forget_value(dht: KadDHT, key: bytes) -> StoredValue | None:
-    """Take the key's value out of the local store, and return it.
+async def value_at(dht: KadDHT, peer: ID, key: bytes) -> tuple[bytes | None, list[ID]]:
+    """What a peer keeps under `key`, not validated, and who is closer; nobody: it is silent.
 
-    `get_value` answers from there and then asks nobody.  Can go when a lookup asks the network.
+    `KadDHT.get_value` answers from the local store and else may ask everybody.
     """
-    found: StoredValue | None = dht.value_store.store.pop(key, None)
+    told = await dht.value_store._get_from_peer(peer, key, return_closer_peers=True)
+    return cast(tuple[bytes | None, list[ID]], told)
+
+
+async def providers_at(dht: KadDHT, peer: ID, key: bytes) -> tuple[list[PeerInfo], list[ID]]:
+    """Whom a peer knows to provide `key`, and who is closer; nobody: it is silent.
+
+    `KadDHT.find_providers` keeps what it finds, as if the providers had said it just now.
+    """
+    found: tuple[list[PeerInfo], list[ID]]
+    found = await dht.provider_store._get_providers_from_peer_with_closers(peer, key)
     return found
-
-
-def restore_value(dht: KadDHT, key: bytes, value: StoredValue) -> None:
-    """Put back what `forget_value` took."""
-    dht.value_store.store[key] = value
 
 
 def quiet_loggers() -> None:

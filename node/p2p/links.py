@@ -142,15 +142,19 @@ class Links:
         self.dialling.is_public = is_public
         self.relay.serve(relay_mbit if is_public else 0.0)
 
-    def look(self, peers: Sequence[PeerId]) -> None:
-        """Connections came or went: these peers have one."""
-        before = {link.peer: link for link in self.all}
-        self.all = tuple(link for peer in peers if (link := self._link(peer)))
-        for link in self.all:
-            if before.get(link.peer) != link:
-                self._changed(link.peer)
-            if link.kind is Kind.RELAYED and before.get(link.peer, link).kind is not Kind.RELAYED:
-                self._begin_upgrade(ID.from_base58(link.peer))  # a direct connection has ended
+    def look(self, peer: PeerId) -> None:
+        """Connections to `peer` came or went; the other links are as they were."""
+        before = next((link for link in self.all if link.peer == peer), None)
+        link = self._link(peer)
+        if link == before:
+            return
+        others = [other for other in self.all if other.peer != peer]
+        self.all = tuple(sorted([*others, link] if link else others, key=lambda one: one.peer))
+        if link is None:
+            return
+        self._changed(peer)
+        if link.kind is Kind.RELAYED and before is not None and before.kind is not Kind.RELAYED:
+            self._begin_upgrade(ID.from_base58(peer))  # a direct connection has ended
 
     def left(self, id: ID) -> None:
         """The last connection to a peer is gone."""

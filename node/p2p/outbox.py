@@ -39,6 +39,18 @@ class Sending:
     written: Callable[[], None] = field(default=_nothing)
     """Called after the last frame was written."""
     begun: bool = field(default=False)
+    is_taken: bool = field(default=False)
+    """Its last frame is being written, or was: nothing can be said about its call any more."""
+    following: bytes | None = field(default=None)
+    """The frame after the one that was taken last, so that the last one is known as such."""
+
+    def take(self) -> bytes | None:
+        """The next frame; None: there is none."""
+        frame = self.following if self.begun else next(self.frames, None)
+        self.begun = True
+        self.following = next(self.frames, None)
+        self.is_taken = self.following is None
+        return frame
 
 
 class Outbox:
@@ -83,14 +95,15 @@ class Outbox:
         size_bytes = 0
         while self._turns and size_bytes < BATCH_BYTES:
             sending = self._turns.popleft()
-            frame = next(sending.frames, None)
-            if frame is None:
+            frame = sending.take()
+            if sending.is_taken:
                 finished.append(sending)
+            else:
+                self._turns.append(sending)
+            if frame is None:
                 continue
-            sending.begun = True
             sent.append((sending, len(frame)))
             size_bytes += len(frame)
-            self._turns.append(sending)
             if len(frame) < SMALL_BYTES:
                 small.append(frame)
             else:

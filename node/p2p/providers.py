@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
-from typing import TypeVar
+from collections.abc import Callable
 
 from libp2p.kad_dht.provider_store import ProviderRecord, ProviderStore
 from libp2p.peer.peerinfo import PeerInfo
-
-T = TypeVar("T")
 
 TTL_S = 3600.0
 """A member puts its record again every five minutes (discovery.PROVIDE_S)."""
@@ -31,23 +27,6 @@ MAX_KEYS = 4096
 the keys of one peer; a run that is in use is provided all the time."""
 MAX_GIVEN = 20
 """Providers in one answer, as the library's own: 6 kB."""
-
-_looked_up: ContextVar[list[PeerInfo] | None] = ContextVar("looked up", default=None)
-"""What a lookup has brought so far: seen by the lookup and the tasks that it starts.  A connection
-that it makes is among them, so `serving` takes it away from whoever serves others there."""
-
-
-def serving(handler: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
-    """The handler of other peers' streams, outside of any lookup."""
-
-    async def serve(stream: T) -> None:
-        token = _looked_up.set(None)
-        try:
-            await handler(stream)
-        finally:
-            _looked_up.reset(token)
-
-    return serve
 
 
 class Providers(ProviderStore):
@@ -65,11 +44,7 @@ class Providers(ProviderStore):
         self._unix_s = unix_s
 
     def add_provider(self, key: bytes, provider: PeerInfo) -> None:
-        """The provider itself said so, now; or a lookup brought it."""
-        looked_up = _looked_up.get()
-        if looked_up is not None:
-            looked_up.append(provider)
-            return
+        """The provider itself said so, now."""
         kept = self.providers.pop(key, {})
         name = str(provider.peer_id)
         if name not in kept and len(kept) >= MAX_PER_KEY:
@@ -80,9 +55,7 @@ class Providers(ProviderStore):
             del self.providers[next(iter(self.providers))]
 
     def get_providers(self, key: bytes) -> list[PeerInfo]:
-        """Some of those whose record has not ended; none to a lookup, which shall ask others."""
-        if _looked_up.get() is not None:
-            return []
+        """Some of those whose record has not ended."""
         end = self._unix_s() - TTL_S
         kept = {
             name: record
@@ -95,14 +68,3 @@ class Providers(ProviderStore):
             self.providers.pop(key, None)
         found = [PeerInfo(record.peer_id, record.addresses) for record in kept.values()]
         return self._rng.sample(found, min(len(found), MAX_GIVEN))
-
-    async def look_up(self, key: bytes, enough: int, found: list[PeerInfo]) -> None:
-        """Ask other peers until `enough` records, repeated ones too, are in `found`.
-
-        What it has found is there also when it is cancelled.
-        """
-        token = _looked_up.set(found)
-        try:
-            await self.find_providers(key, enough)
-        finally:
-            _looked_up.reset(token)

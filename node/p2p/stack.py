@@ -8,6 +8,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.swarm import Swarm
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -26,7 +27,7 @@ def new_host(signer: Signer, tcp: library.CountedTcp) -> IHost:
     library.quiet_loggers()
     keys = create_new_key_pair(signer.seed)
     noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    return libp2p.new_host(
+    host = libp2p.new_host(
         key_pair=keys,
         transports=[tcp],
         # Said here because the library's default also accepts plaintext, that is, any identity.
@@ -36,7 +37,19 @@ def new_host(signer: Signer, tcp: library.CountedTcp) -> IHost:
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,
             high_watermark=MAX_CONNECTIONS,
-            min_connections=0,  # the library would dial whoever it ever heard of
+            min_connections=0,
             low_watermark=0,
         ),
     )
+    network = host.get_network()
+    assert isinstance(network, Swarm)
+    network.auto_connector.maybe_connect = _dial_nobody  # type: ignore[method-assign]
+    return host
+
+
+async def _dial_nobody() -> None:
+    """What the library does every 30 s instead of dialling whoever it ever heard of.
+
+    It would have half of `high_watermark` connections, whatever the low one says, so two hundred
+    nodes would dial each other anew as soon as they have hung up.
+    """

@@ -1,0 +1,235 @@
+"""The way to the first round, and back into the run: what the worker's weights are taken from.
+
+    our own snapshot > our own snapshot in the memory of members > a member's weights > the seed
+
+Who was away so long that its own weights would only hold the others back goes over to a member's,
+before it meets anybody.  Members' weights are believed as `node.late_join` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from node import late_join
+from node import worker_wire as wire
+from node.blobstore import NoSpace
+from node.donors import Donors
+from node.journal import FIRST_ROUND, Journal
+from node.late_join import Choice
+from node.learner import Learner, StartRefused
+from node.offers import HAS_WEIGHTS
+from protocol.algorithms import GroupConfig, NolocoConfig
+from protocol.errors import PeerError, PeerUnavailable, WorkerLost
+from protocol.ids import PeerId, short
+from protocol.messages import Checkpoint, Presence
+from protocol.spec import RunSpec
+from trainers import reanchor
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
+"""Until members are looked at again, when nobody had weights.  A presence is as old."""
+ALONE_S = 10.0
+"""The creator begins afresh if no member beyond round 0 shows up for so long: a presence lives
+ten seconds."""
+ORPHANED_S = 60.0
+"""Everyone else does after this: the creator is gone before it gave its weights to anybody.
+The seed gives all the same round 0, so who is too early did no harm.  A guess."""
+REJOIN_S = 3.0
+"""How long a restarted node looks for members that are ahead.  They speak once a second."""
+LOOK_S = 0.2
+
+Take = Callable[[wire.StartFromCheckpoint], Awaitable[wire.Ready]]
+Recover = Callable[[Callable[[PeerId], Awaitable[Checkpoint]]], Awaitable[bool]]
+
+
+class Beginning:
+    """One per node and run.  Everything happens in the one event loop."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        me: PeerId,
+        *,
+        learner: Learner,
+        journal: Journal,
+        members: Donors,
+        live: Callable[[], Sequence[Presence]],
+        recover: Recover,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        """
+        Args:
+            live: the members that are alive now.
+            recover: puts our newest protected snapshot on disk, if members hold one
+                (`node.protection`); is given a way to fetch a member's checkpoint.
+        """
+        self._spec = spec
+        self._me = me
+        self._learner = learner
+        self._journal = journal
+        self._members = members
+        self._live = live
+        self._recover = recover
+        self._clock = clock
+        self._rng = rng
+
+    async def weights(self, *, is_new: bool) -> wire.Ready:
+        """Something to start from.
+
+        Args:
+            is_new: this node made the run just now, so nobody else can have weights.
+        """
+        if is_new:
+            return await self._fresh()
+        if self._learner.has_snapshot and (ready := await self._from_disk()):
+            return await self._rejoined(ready)
+        if await self._recover(self._fetched) and (ready := await self._from_disk()):
+            return await self._rejoined(ready)
+        return await self._from_members_or_seed()
+
+    async def go_over_to(self, source: PeerId) -> wire.Ready:
+        """For a trainer that has fallen behind.  A full disk is no reason to end: it goes on.
+
+        Raises:
+            PeerError: the source's weights cannot be had, or not be trusted.
+        """
+        try:
+            return await self._from_members([source], self._learner.take_over)
+        except NoSpace as error:
+            log.warning("no room for a checkpoint: reason=%s", error)
+            raise PeerUnavailable(source, f"no room for its checkpoint: {error}") from error
+
+    async def _fresh(self) -> wire.Ready:
+        ready = await self._learner.start(wire.StartFresh())
+        self._journal.stands_at(ready.round, ready.weights)
+        return ready
+
+    async def _from_disk(self) -> wire.Ready | None:
+        try:
+            ready = await self._learner.start(wire.StartFromDisk())
+        except StartRefused as error:
+            log.warning("own snapshot not used: reason=%s", error)
+            return None
+        self._journal.goes_on(ready.round)
+        self._journal.stands_at(ready.round, ready.weights)
+        return ready
+
+    async def _rejoined(self, ready: wire.Ready) -> wire.Ready:
+        """Where we stand, or where members do who are too far ahead of that."""
+        if not isinstance(self._spec.trainer, NolocoConfig):
+            return ready  # their machines find out for themselves
+        until = self._clock() + REJOIN_S
+        with self._journal.waits.on("members to compare rounds with", "any member", REJOIN_S):
+            while (  # noqa: ASYNC110  presence expires by itself
+                len(self._begun()) < reanchor.WITNESSES and self._clock() < until
+            ):
+                await asyncio.sleep(LOOK_S)
+        rounds = {presence.peer: presence.round for presence in self._begun()}
+        source = reanchor.source(ready.round, rounds, reanchor.AWAY_ROUNDS)
+        if source is None:
+            return ready
+        log.info("was away: own_round=%d round=%d", ready.round, rounds[source])
+        try:
+            there = await self.go_over_to(source)
+        except PeerError as error:
+            log.info("goes on from its own snapshot: %s", error)
+            return ready
+        self._journal.begins(there.round)
+        return there
+
+    def _begun(self) -> list[Presence]:
+        return [p for p in self._live() if p.state in HAS_WEIGHTS and p.state != "starting"]
+
+    async def _from_members_or_seed(self) -> wire.Ready:
+        patience_s = ALONE_S if self._spec.creator == self._me else ORPHANED_S
+        alone_since = self._clock()
+        while True:
+            donors = [p for p in self._live() if p.state in HAS_WEIGHTS]
+            donors = sorted(donors, key=lambda p: p.round, reverse=True)
+            try:
+                ready = await self._from_members([p.peer for p in donors], self._learner.start)
+            except PeerError as error:
+                log.info("no weights yet: %s", error)
+            else:
+                self._journal.begins(ready.round)
+                return ready
+            if any(presence.round > 0 for presence in self._live()):
+                alone_since = self._clock()
+            elif self._clock() - alone_since > patience_s:
+                log.info("begins afresh: nobody beyond round 0 for_s=%g", patience_s)
+                self._journal.begins(FIRST_ROUND)
+                return await self._fresh()
+            with self._journal.waits.on("a member with weights", "any member", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+
+    async def _from_members(self, donors: Sequence[PeerId], take: Take) -> wire.Ready:
+        """Start from, or go over to, the weights of one of these, or of all if they are equal.
+
+        Raises:
+            PeerError: none has any, or none that can be trusted.
+            NoSpace: there is no room for them.
+        """
+        failure: PeerError = PeerUnavailable(self._me, "no member has weights")
+        for choice in await self._choices(donors[: late_join.MAX_ASKED]):
+            try:
+                return await self._from(choice, take)
+            except PeerError as error:
+                log.info("no weights from there: %s", error)
+                failure = error
+        raise failure
+
+    async def _choices(self, donors: Sequence[PeerId]) -> list[Choice]:
+        """What may be started from, the best first."""
+        offers = await late_join.asked(donors, self._members.checkpoint, "checkpoint")
+        match self._spec.trainer:
+            case NolocoConfig():
+                others = [p.peer for p in self._live() if p.state in HAS_WEIGHTS]
+                each = late_join.of_each(offers)
+                return await late_join.witnessed(each, others, self._members.sketch, self._rng)
+            case trainer if isinstance(trainer, GroupConfig) and len(donors) > 1:
+                return await late_join.of_group(offers, self._members.weights)
+            case _:
+                return late_join.of_each(offers)
+
+    async def _from(self, choice: Choice, take: Take) -> wire.Ready:
+        """Start from, or go over to, this checkpoint.
+
+        Raises:
+            PeerError: it cannot be had, or what came cannot be used.
+            NoSpace: there is no room for it.
+        """
+        checkpoint, donor = choice.checkpoint, choice.donors[0]
+        await self._members.fetch(checkpoint, choice.donors)
+        try:
+            if choice.sketches:
+                await self._compare(choice)
+            ready = await take(wire.StartFromCheckpoint(checkpoint))
+        except StartRefused as error:
+            log.warning("weights refused: donor=%s reason=%s", short(donor), error)
+            raise PeerUnavailable(donor, str(error)) from error
+        finally:
+            await self._members.release(checkpoint)
+        self._journal.stands_at(ready.round, ready.weights)
+        names = ",".join(short(peer) for peer in choice.donors)
+        log.info("weights taken: donors=%s round=%d", names, ready.round)
+        return ready
+
+    async def _compare(self, choice: Choice) -> None:
+        """Raises StartRefused: the weights that came are not to be trusted."""
+        try:
+            seen = await self._learner.sketch(choice.nonce, choice.checkpoint)
+        except WorkerLost as error:
+            raise StartRefused(f"not compared with others: {error}") from error
+        if objection := late_join.objection(choice, seen.round, seen.numbers):
+            raise StartRefused(objection)
+
+    async def _fetched(self, donor: PeerId) -> Checkpoint:
+        """A member's checkpoint, for the caller to release."""
+        checkpoint = await self._members.checkpoint(donor)
+        await self._members.fetch(checkpoint, [donor])
+        return checkpoint

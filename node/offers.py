@@ -1,0 +1,112 @@
+"""The checkpoints that this node offers to joiners, and what it tells others to judge theirs by.
+
+A checkpoint is made only when somebody asks and a round was closed since the last one; who asks
+meanwhile waits for the same one.  It lies in the blob store and is fetched from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+
+from node.blobstore import BlobStore, NoSpace
+from node.journal import Journal
+from node.learner import Learner, StartRefused
+from protocol.errors import WorkerLost
+from protocol.messages import Checkpoint
+from protocol.witness import Sketch
+
+log = logging.getLogger(__name__)
+
+HAS_WEIGHTS = ("starting", "training", "paused", "finished")
+"""States of a member that others may start from."""
+KEPT = 2
+"""The newest, and the one before it, which slow joiners are still fetching."""
+
+
+class Offers:
+    """One per node and run.  For the event loop; `run` makes what is asked for."""
+
+    def __init__(
+        self, learner: Learner, store: BlobStore, journal: Journal, *, fragments: int
+    ) -> None:
+        """Args: fragments: P; a spread is one fragment's."""
+        self._learner = learner
+        self._store = store
+        self._journal = journal
+        self._fragments = fragments
+        self._held: deque[Checkpoint] = deque()
+        """In the store, oldest first; at most `KEPT`."""
+        self._asked: asyncio.Future[Checkpoint | None] | None = None
+        """The answer to all who ask now for a checkpoint that is still to be made."""
+        self._is_asked = asyncio.Event()
+
+    async def run(self) -> None:
+        """Make what is asked for, until cancelled."""
+        while True:
+            await self._is_asked.wait()
+            self._is_asked.clear()
+            newest = await self._export()
+            assert self._asked is not None
+            self._asked.set_result(newest)
+            self._asked = None
+
+    async def checkpoint(self) -> Checkpoint | None:
+        """What a joiner may start from, its blob in the store; None: nothing at the moment.
+
+        It goes on being made when the one who asked first has given up.
+        """
+        if self._journal.state not in HAS_WEIGHTS:
+            return None
+        if self._held and self._held[-1].round == self._journal.round:
+            return self._held[-1]
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self._is_asked.set()
+        return await asyncio.shield(self._asked)
+
+    async def sketch(self, nonce: int) -> Sketch | None:
+        """Our slow weights under a nonce; None: there are none at the moment."""
+        if self._journal.state not in HAS_WEIGHTS:
+            return None
+        try:
+            made = await self._learner.sketch(nonce)
+        except (WorkerLost, StartRefused) as error:
+            log.info("no sketch: reason=%s", error)
+            return None
+        return Sketch(made.round, made.weights, self._distance(), made.numbers)
+
+    def _distance(self) -> float | None:
+        """Root mean square distance to the last partners, as if whole models had been exchanged."""
+        spreads = self._journal.spreads
+        if not spreads:
+            return None
+        return math.sqrt(2 * self._fragments * sum(spreads) / len(spreads))
+
+    async def _export(self) -> Checkpoint | None:
+        """The newest checkpoint there is: a new one, if worker and disk allow."""
+        try:
+            newest = await self._learner.export()
+        except WorkerLost as error:
+            log.warning("no new checkpoint: reason=%s", error)
+        except NoSpace as error:
+            log.warning("no new checkpoint: reason=%s", error)
+            await self._forget()  # so that there is room when we are asked again
+        else:
+            await self._keep(newest)
+        return self._held[-1] if self._held else None
+
+    async def _keep(self, newest: Checkpoint) -> None:
+        if newest in self._held:
+            await self._store.release(newest.digest)  # held once is enough
+            return
+        self._held.append(newest)
+        if len(self._held) > KEPT:
+            await self._forget()
+
+    async def _forget(self) -> None:
+        """Give the oldest back."""
+        if self._held:
+            await self._store.release(self._held.popleft().digest)

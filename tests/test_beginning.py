@@ -1,0 +1,200 @@
+"""What a node starts from."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from memory_network import in_virtual_time
+from samples import CREATOR, OTHER, PRESENCE
+from training_parts import R0, R1, Node, numbers
+
+from node import worker_wire as wire
+from node.beginning import ALONE_S, ORPHANED_S, REJOIN_S
+from protocol.algorithms import DilocoConfig
+from protocol.envelope import Signer
+from protocol.errors import PeerUnavailable
+from protocol.ids import Round, digest_of
+from protocol.messages import Checkpoint
+from protocol.witness import Sketch
+from trainers.reanchor import AWAY_ROUNDS
+
+ALICE, BOB, CAROL = (Signer(bytes([n]) * 32).peer for n in (11, 12, 13))
+
+
+def first_weights(node: Node) -> asyncio.Task[wire.Ready]:
+    return asyncio.create_task(node.beginning.weights(is_new=False))
+
+
+@pytest.mark.parametrize(
+    ("me", "patience_s"),
+    [(CREATOR, ALONE_S), (OTHER, ORPHANED_S)],
+    ids=["creator", "other"],
+)
+def test_who_meets_nobody_beyond_round_0_begins_from_the_seed(
+    tmp_path: Path, me: Signer, patience_s: float
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, me=me)
+        node.live = [replace(PRESENCE, state="serving", round=R0)]
+        weights = first_weights(node)
+        await asyncio.sleep(patience_s - 1)
+        assert node.learner.started == []
+        await asyncio.sleep(3)
+        assert weights.done()
+        assert node.learner.started == [wire.StartFresh()]
+
+    in_virtual_time(run())
+
+
+def test_nobody_begins_afresh_while_a_member_is_further(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.live = [replace(PRESENCE, peer=OTHER.peer, round=R1)]
+        weights = first_weights(node)
+        await asyncio.sleep(10 * ORPHANED_S)
+        assert node.learner.started == []
+        weights.cancel()
+
+    in_virtual_time(run())
+
+
+def offer(round: int, text: str = "a") -> Checkpoint:
+    digest = digest_of(f"{text} {round}".encode())
+    return Checkpoint(Round(round), digest, 100, digest_of(b"weights of " + digest))
+
+
+def meets(node: Node, **rounds: int) -> None:
+    """Members of these rounds are alive."""
+    peers = {"alice": ALICE, "bob": BOB, "carol": CAROL}
+    node.live = [
+        replace(PRESENCE, peer=peers[name], state="training", round=Round(round))
+        for name, round in rounds.items()
+    ]
+
+
+def taken(node: Node) -> list[Round]:
+    """Of the checkpoints that the worker was given."""
+    starts = node.learner.started
+    return [how.checkpoint.round for how in starts if isinstance(how, wire.StartFromCheckpoint)]
+
+
+def test_a_joiner_takes_the_newest_weights_that_lie_near_anothers(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        meets(node, alice=7, bob=9)
+        node.donors.offers = {ALICE: offer(7), BOB: offer(9)}
+        node.donors.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(2.0))}
+        assert (await node.beginning.weights(is_new=False)).round == 9
+        assert node.donors.fetched == [(9, (BOB,))]
+        assert node.donors.held == []
+
+    in_virtual_time(run())
+
+
+def test_weights_far_from_anothers_are_left_and_the_next_members_are_tried(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        meets(node, alice=7, bob=9)
+        node.donors.offers = {ALICE: offer(7), BOB: offer(9)}
+        node.donors.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(4.0))}
+        assert (await node.beginning.weights(is_new=False)).round == 7  # nobody else to compare
+        assert node.donors.fetched == [(9, (BOB,)), (7, (ALICE,))]
+        assert taken(node) == [7]
+        assert node.donors.held == []
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_a_group_fetches_what_two_members_offer_from_both(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=7, bob=7, carol=99)
+        node.donors.offers = {ALICE: offer(7), BOB: offer(7), CAROL: offer(99, "false")}
+        assert (await node.beginning.weights(is_new=False)).round == 7
+        assert [(r, set(peers)) for r, peers in node.donors.fetched] == [(7, {ALICE, BOB})]
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_a_group_believes_one_offer_whose_weights_another_had(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=7, bob=8)
+        node.donors.offers = {ALICE: offer(7), BOB: offer(8)}
+        node.donors.known = {BOB: {Round(7): offer(7).weights}}
+        assert (await node.beginning.weights(is_new=False)).round == 7
+        assert node.donors.fetched == [(7, (ALICE,))]
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_a_group_waits_while_its_members_contradict_each_other(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=7, bob=7)
+        node.donors.offers = {ALICE: offer(7), BOB: offer(7, "other")}
+        weights = first_weights(node)
+        await asyncio.sleep(ORPHANED_S * 2)
+        assert node.learner.started == []
+        weights.cancel()
+
+    in_virtual_time(run())
+
+
+@pytest.mark.parametrize(("ahead", "is_taken"), [(AWAY_ROUNDS, True), (AWAY_ROUNDS - 1, False)])
+def test_a_restarted_node_goes_on_from_its_disk_unless_two_members_are_far_ahead(
+    tmp_path: Path, ahead: int, is_taken: bool
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.learner.has_snapshot, node.learner.round = True, R1
+        meets(node, alice=1 + ahead, bob=1 + ahead)
+        node.donors.offers = {peer: offer(1 + ahead) for peer in (ALICE, BOB)}
+        assert (await node.beginning.weights(is_new=False)).round == 1 + ahead * is_taken
+        assert node.learner.started[0] == wire.StartFromDisk()
+        assert taken(node) == [1 + ahead] * is_taken
+
+    in_virtual_time(run())
+
+
+def test_a_restarted_node_looks_for_members_for_a_while_then_goes_on_alone(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.learner.has_snapshot, node.learner.round = True, R1
+        weights = first_weights(node)
+        await asyncio.sleep(REJOIN_S - 0.5)
+        assert not weights.done()
+        await asyncio.sleep(1.0)
+        assert weights.result().round == 1
+
+    in_virtual_time(run())
+
+
+def test_a_member_that_is_left_behind_stays_where_it_is_if_nothing_can_be_trusted(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        meets(node, alice=50, bob=50)
+        node.donors.offers = {ALICE: offer(50)}
+        node.donors.sketches = {BOB: Sketch(Round(50), digest_of(b""), 1.0, numbers(9.0))}
+        with pytest.raises(PeerUnavailable, match="expected 3 at most"):
+            await node.beginning.go_over_to(ALICE)
+        assert taken(node) == []
+
+    in_virtual_time(run())
+
+
+def test_a_node_without_a_snapshot_goes_on_from_the_one_that_members_hold(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        meets(node, alice=1)
+        node.donors.offers = {ALICE: offer(1)}
+        node.is_protected = True
+        await first_weights(node)
+        assert node.learner.started == [wire.StartFromDisk()]
+
+    in_virtual_time(run())

@@ -1,0 +1,105 @@
+"""The checkpoints that a node offers to joiners."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from memory_network import in_virtual_time
+from training_parts import MINE, Node, name_of
+
+from protocol.ids import Round
+from protocol.messages import Checkpoint
+from protocol.witness import Sketch
+
+
+async def exported(node: Node) -> Checkpoint:
+    checkpoint = await node.offers.checkpoint()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def test_the_last_two_checkpoints_are_held_so_that_slow_joiners_do_not_cut_each_other_off(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        offers = []
+        for round in (1, 2, 3):
+            node.at_round(round)
+            offers += [await exported(node), await exported(node)]
+        assert [offer.round for offer in offers] == [1, 1, 2, 2, 3, 3]
+        assert (node.held(), node.learner.exports) == ({offers[2].digest, offers[4].digest}, 3)
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_that_gives_up_leaves_one_export_and_not_one_more(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(1)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await node.offers.checkpoint()
+        assert (await exported(node)).round == 1
+        assert (node.learner.exports, node.store.holders) == (1, {name_of(1): 1})
+
+    in_virtual_time(run())
+
+
+def test_an_export_repeated_before_the_round_is_closed_is_held_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(1)
+        node.learner.round = Round(2)  # the outer step is taken, the round not yet closed
+        first, second = await exported(node), await exported(node)
+        assert first == second
+        assert node.store.holders == {first.digest: 1}
+
+    in_virtual_time(run())
+
+
+def test_a_full_disk_offers_nothing_and_makes_room_for_the_next_who_asks(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, room=1)
+        node.at_round(1)
+        await exported(node)
+        node.at_round(2)
+        assert await node.offers.checkpoint() is None
+        assert (await exported(node)).round == 2
+        assert node.held() == {name_of(2)}
+
+    in_virtual_time(run())
+
+
+def test_while_the_worker_is_replaced_the_checkpoint_before_is_offered(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(1)
+        node.learner.lost = True
+        assert await node.offers.checkpoint() is None
+        node.learner.lost = False
+        before = await exported(node)
+        node.at_round(2)
+        node.learner.lost = True
+        assert await node.offers.checkpoint() == before
+
+    in_virtual_time(run())
+
+
+def test_a_sketch_says_how_far_the_last_partners_were_as_if_of_the_whole_model(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        assert await node.offers.sketch(5) is None  # it serves nothing yet
+        node.at_round(3)
+        assert await node.offers.sketch(5) == Sketch(Round(3), MINE, None, node.learner.numbers)
+        node.journal.spreads = [1.0, 3.0]  # half the squared distance of one of two fragments
+        sketch = await node.offers.sketch(5)
+        assert sketch is not None
+        assert sketch.distance == pytest.approx(8**0.5)
+
+    in_virtual_time(run())

@@ -1,0 +1,277 @@
+"""Each round that is trained counts once in our totals, wherever we are killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_network import in_virtual_time
+
+from crdt.schema import Content, Totals
+from node import worker_wire as wire
+from node.journal import Journal, Worker
+from node.learner import InnerResult, Learner
+from node.tally import MAX_DUES, Due, Tally, counted
+from node.telemetry import Waits
+from protocol.errors import PayloadRefused, WorkerLost
+from protocol.ids import Digest, PeerId, Round, digest_of
+from trainers.effects import ApplyOuter, Closed, Gathered, Share
+
+ME = PeerId("me")
+WEIGHTS = digest_of(b"weights")
+THEIRS = digest_of(b"theirs")
+
+
+def tokens_of(round: int) -> int:
+    return 100 + round
+
+
+@dataclass
+class Disk:
+    """What a kill -9 leaves: our record, the worker's snapshot, the tally."""
+
+    folder: Path
+    content: Content = field(default_factory=Content)
+    round: int = 0
+
+
+class ToyLearner:
+    """A worker that saves when it is told to."""
+
+    progress = None
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.saves = True
+        self.dies = False
+        self.refuses = False
+
+    async def inner(self, round: Round, steps: int) -> InnerResult:
+        return InnerResult(steps, tokens_of(round))
+
+    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
+        return digest_of(b"%d" % round), 1
+
+    async def outer(self, effect: ApplyOuter) -> wire.OuterDone:
+        if self.refuses:
+            raise PayloadRefused(THEIRS, "too long")
+        if self.saves:
+            self.disk.round = effect.round
+        if self.dies:
+            raise WorkerLost("killed")
+        return wire.OuterDone(round=effect.round, weights=WEIGHTS, gradient_norm=1.0, spread=0.0)
+
+    async def add_scalars(self, frames: object) -> None:
+        self.disk.round += self.saves
+
+
+class Node:
+    """The journal of one start of a node, and its worker."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.content = disk.content
+        self.learner = ToyLearner(disk)
+        self.journal = Journal(
+            ME, Waits(lambda: 0.0), self._write, lambda: None, Tally(disk.folder / "tally")
+        )
+        self.worker = Worker(cast(Learner, self.learner), self.journal, self._go_over_to)
+        self.journal.weights = WEIGHTS
+        self.journal.goes_on(Round(disk.round))
+
+    def _write(self, change: object) -> None:
+        self.content = change(self.content)  # type: ignore[operator]
+
+    async def _go_over_to(self, source: PeerId) -> wire.Ready:
+        return wire.Ready(Round(2), 0, WEIGHTS, "")
+
+    def save_record(self) -> None:
+        self.disk.content = self.content
+
+    async def train(self, round: int, *, with_other: bool = True) -> None:
+        """The worker trains a round and takes its outer step."""
+        await self.worker.inner(Round(round), 10)
+        mine, _ = await self.worker.snapshot(Round(round), 0)
+        both = (Share(mine, Round(round), 0.5), Share(THEIRS, Round(round), 0.5))
+        await self.worker.outer(ApplyOuter(Round(round + 1), 0, mine, both if with_other else ()))
+
+    def close(self, round: int, *, with_other: bool = True) -> None:
+        receipt = Gathered(Round(round), 1, 1, THEIRS) if with_other else None
+        self.journal.closed(Closed(Round(round), tokens_of(round), receipt, False, ""))
+
+
+def totals(rounds: int, *, alone: int = 0) -> Totals:
+    return Totals(
+        tokens=sum(tokens_of(round) for round in range(rounds)),
+        rounds=rounds,
+        exchanges=rounds - alone,
+        alone=alone,
+        counted_to=Round(rounds),
+    )
+
+
+async def two_rounds(disk: Disk) -> Node:
+    node = Node(disk)
+    for round in range(2):
+        await node.train(round)
+        node.close(round)
+    node.save_record()
+    return node
+
+
+@pytest.mark.parametrize("with_other", [True, False])
+def test_killed_after_the_snapshot_and_before_the_record_the_round_is_counted(
+    tmp_path: Path, with_other: bool
+) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        await node.train(2, with_other=with_other)
+        assert Node(node.disk).content.totals == totals(3, alone=int(not with_other))
+
+    in_virtual_time(story())
+
+
+def test_killed_before_the_snapshot_the_round_is_trained_again_and_counted_once(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        node.learner.saves = False
+        await node.train(2)
+        again = Node(node.disk)
+        assert again.content.totals == totals(2)
+        await again.train(2)
+        again.close(2)
+        assert again.content.totals == totals(3)
+        again.save_record()
+        assert Node(again.disk).content.totals == totals(3)
+
+    in_virtual_time(story())
+
+
+def test_a_round_that_the_record_has_and_the_snapshot_lost_is_not_counted_again(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        node.disk.round = 0  # the newest snapshots are broken
+        again = Node(node.disk)
+        for round in range(3):
+            await again.train(round)
+            again.close(round)
+        assert again.content.totals == totals(3)
+        assert again.content.progress is not None
+        assert again.content.progress.round == 2
+
+    in_virtual_time(story())
+
+
+def test_a_worker_that_dies_with_the_round_saved_has_it_counted(tmp_path: Path) -> None:
+    """Nobody says `Closed` then: the trainer hears that the worker was lost."""
+
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        node.learner.dies = True
+        with pytest.raises(WorkerLost):
+            await node.train(2)
+        node.journal.goes_on(Round(node.disk.round))
+        assert node.content.totals == totals(3)
+
+    in_virtual_time(story())
+
+
+def test_a_payload_that_is_refused_counts_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        node.learner.refuses = True
+        with pytest.raises(PayloadRefused):
+            await node.train(2)
+        node.journal.goes_on(Round(9))
+        assert node.content.totals == totals(2)
+
+    in_virtual_time(story())
+
+
+def test_what_is_trained_from_another_peers_weights_is_new(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        for round in (2, 3):
+            await node.train(round)
+            node.close(round)
+        await node.worker.catch_up(PeerId("donor"))  # who is at round 2
+        assert [closed.round for closed in node.content.closed] == [0, 1]
+        await node.train(2)
+        node.close(2)
+        assert node.content.totals.rounds == 5
+        assert node.content.totals.tokens == totals(4).tokens + tokens_of(2)
+        node.save_record()
+        assert Node(node.disk).content.totals == node.content.totals
+
+    in_virtual_time(story())
+
+
+def test_scalars_of_a_closed_round_are_noted_before_the_worker_adds_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = Node(Disk(tmp_path))
+        node.close(0)
+        await node.worker.add_scalars(())
+        assert Node(node.disk).content.totals == totals(1)
+
+    in_virtual_time(story())
+
+
+rounds = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=12)
+
+
+@given(rounds)
+@settings(max_examples=40, deadline=None)
+def test_whatever_was_saved_before_each_kill_all_rounds_count_once(
+    kills: list[tuple[bool, bool, bool]],
+) -> None:
+    """Each time: whether the worker saved, whether the record was saved, whether we are killed."""
+
+    async def story() -> None:
+        with TemporaryDirectory() as folder:
+            node = Node(Disk(Path(folder)))
+            round = 0
+            for saves, records, is_killed in kills:
+                node.learner.saves = saves
+                await node.train(round)
+                node.close(round)
+                round += 1
+                if records:
+                    node.save_record()
+                if is_killed:
+                    node = Node(node.disk)
+                    round = node.disk.round
+            node.learner.saves = True
+            for left in range(round, 13):
+                await node.train(left)
+                node.close(left)
+            assert node.content.totals == totals(13)
+
+    in_virtual_time(story())
+
+
+def test_a_broken_tally_counts_for_nothing_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    async def story() -> None:
+        path = tmp_path / "tally"
+        path.write_bytes(b"junk")
+        tally = Tally(path)
+        assert tally.settle(Round(99)) == ()
+        for round in range(MAX_DUES + 3):
+            tally.add(Due(Round(round), Round(round + 1), 1, alone=False))
+        await tally.flush()
+        dues = Tally(path).settle(Round(10))
+        assert [due.closes for due in dues] == list(range(3, 10))
+        assert counted(Content(), dues).totals.rounds == 7
+        tally.forget()
+        await tally.flush()
+        assert Tally(path).settle(Round(99)) == ()
+
+    in_virtual_time(story())
