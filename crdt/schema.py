@@ -245,12 +245,6 @@ class Content:
             closed=tuple(rounds[round] for round in sorted(rounds))[-MAX_CLOSED:],
         )
 
-    def with_checkpoint(self, checkpoint: Checkpoint) -> Content:
-        """Offering one more checkpoint; the oldest beyond `MAX_CHECKPOINTS` is not."""
-        held = {old.round: old for old in self.checkpoints} | {checkpoint.round: checkpoint}
-        newest = tuple(held[round] for round in sorted(held))[-MAX_CHECKPOINTS:]
-        return replace(self, checkpoints=newest)
-
     def with_blame(self, peer: PeerId, reason: str) -> Content:
         """Blaming `peer` once more; of too many the least blamed other one is forgotten."""
         held = {old.peer: old for old in self.blamed}

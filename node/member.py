@@ -71,20 +71,20 @@ class Member:
         self._rng = random.Random(secrets.randbits(64))
         self._arena = Arena(world.config.memory_bytes)
         self.services: Services | None = None
-        view = PresenceView(held.run, self._me, self._rng)
         tally = Tally(world.directory.tally)
         self.journal = Journal(self._me, world.waits, self._write, self._entered, tally)
         self.presence = PresenceService(
             run=held.run,
             signer=world.signer,
             boot=Boot(nonce=self._boot, started_unix_s=int(time.time())),
-            view=view,
+            view=PresenceView(held.run, self._me, self._rng),
             rpc=world.rpc,
             facts=self._facts,
             add_addrs=world.bridge.add_addrs,
             changed=lambda live: self._candidates_changed(),
             blame=self.blame,
             clock=world.clock,
+            unix_s=time.time,
         )
         self._discovery = Discovery(
             run=held.run,

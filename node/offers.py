@@ -1,7 +1,8 @@
 """The checkpoints that this node offers to joiners, and what it tells others to judge theirs by.
 
 A checkpoint is made only when somebody asks and a round was closed since the last one; who asks
-meanwhile waits for the same one.  It lies in the blob store and is fetched from there.
+meanwhile waits for the same one.  It lies in the blob store and is fetched from there; our record
+names what is whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections import deque
+from dataclasses import replace
 
 from node.blobstore import BlobStore, NoSpace
 from node.journal import Journal
@@ -45,6 +47,7 @@ class Offers:
 
     async def run(self) -> None:
         """Make what is asked for, until cancelled."""
+        self._advertise()  # what was held before is not any more
         while True:
             await self._is_asked.wait()
             self._is_asked.clear()
@@ -105,8 +108,17 @@ class Offers:
         self._held.append(newest)
         if len(self._held) > KEPT:
             await self._forget()
+        self._advertise()
 
     async def _forget(self) -> None:
         """Give the oldest back."""
         if self._held:
-            await self._store.release(self._held.popleft().digest)
+            oldest = self._held.popleft()
+            self._advertise()
+            await self._store.release(oldest.digest)
+
+    def _advertise(self) -> None:
+        """Our record names what is whole here, and nothing else."""
+        held = {offer.round: offer for offer in self._held}
+        newest = tuple(held[round] for round in sorted(held))
+        self._journal.write(lambda content: replace(content, checkpoints=newest))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from node.ports import Rpc
 from node.presence_view import PresenceView
+from node.wall_clock import WallClock
 from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
@@ -76,9 +77,11 @@ class PresenceService:
         changed: Callable[[tuple[Presence, ...]], None],
         blame: Callable[[PeerId, str], None],
         clock: Callable[[], float],
+        unix_s: Callable[[], float],
     ) -> None:
         """
         Args:
+            unix_s: the wall clock; told to others, and compared with theirs.
             facts: asked at every tick.
             add_addrs: told the addresses of a live peer when they are new.
             changed: told the live peers when one came or went, or one's state or decisions
@@ -95,6 +98,8 @@ class PresenceService:
         self._changed = changed
         self._blame = blame
         self._clock = clock
+        self._unix_s = unix_s
+        self._wall_clock = WallClock()
         self._soon = asyncio.Event()
         self._seq = 0
         self._leaving = False
@@ -121,6 +126,7 @@ class PresenceService:
                 self._view.expire(now)
                 if ticks % ROTATE_TICKS == 0:
                     self._view.rotate(now)
+                    self._wall_clock.compare(self.live(), self._unix_s())
                 self._own = self._sign()
                 for peer in self._view.targets(now):
                     pushes.create_task(self.meet(peer))
@@ -178,6 +184,7 @@ class PresenceService:
                 boot=self._boot.nonce,
                 seq=self._seq,
                 started_unix_s=self._boot.started_unix_s,
+                unix_s=int(self._unix_s()),
                 ttl_ms=TTL_MS,
                 addrs=facts.addrs[:MAX_ADDRS],
                 state="leaving" if self._leaving else facts.state,

@@ -225,6 +225,8 @@ class Presence:
     seq: int
     started_unix_s: int
     """Wall clock at start; orders two boots of one peer, nothing else."""
+    unix_s: int
+    """Wall clock when this was said; others notice by it that theirs is wrong, nothing else."""
     ttl_ms: int
     addrs: tuple[str, ...]
     state: str
@@ -240,6 +242,7 @@ class Presence:
         check.raw("boot", self.boot, 8, 8)
         check.integer("seq", self.seq, 0, 1 << 48)
         check.integer("started_unix_s", self.started_unix_s, 0, 1 << 40)
+        check.integer("unix_s", self.unix_s, 0, 1 << 40)
         check.integer("ttl_ms", self.ttl_ms, 1, MAX_TTL_MS)
         check.items("addrs", self.addrs, MAX_ADDRS)
         for addr in self.addrs:

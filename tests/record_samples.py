@@ -8,7 +8,7 @@ from crdt import document
 from crdt.author import Author
 from crdt.record import NO_PREVIOUS, Entry, Record, _signed
 from crdt.replica import Replica
-from crdt.schema import ClosedRound, Content, Member, Progress
+from crdt.schema import MAX_CHECKPOINTS, ClosedRound, Content, Member, Progress
 from crdt.sync import Parcel, Sync, answer
 from protocol.envelope import Signer
 from protocol.ids import Digest, Round, RunId, digest_of
@@ -43,9 +43,8 @@ def after(content: Content, round: int) -> Content:
     )
     content = content.with_round(closed, progress, half=False)
     if round % 10 == 0:
-        content = content.with_checkpoint(
-            Checkpoint(Round(round), digest(round, "blob"), 7_500_000, digest(round))
-        )
+        offered = Checkpoint(Round(round), digest(round, "blob"), 7_500_000, digest(round))
+        content = replace(content, checkpoints=(*content.checkpoints, offered)[-MAX_CHECKPOINTS:])
     return content
 
 

@@ -101,6 +101,7 @@ PRESENCE = Presence(
     boot=b"12345678",
     seq=4,
     started_unix_s=1_700_000_000,
+    unix_s=1_700_003_600,
     ttl_ms=15_000,
     addrs=("/ip4/127.0.0.1/tcp/4001",),
     state="training",

@@ -31,6 +31,7 @@ def test_the_last_two_checkpoints_are_held_so_that_slow_joiners_do_not_cut_each_
             offers += [await exported(node), await exported(node)]
         assert [offer.round for offer in offers] == [1, 1, 2, 2, 3, 3]
         assert (node.held(), node.learner.exports) == ({offers[2].digest, offers[4].digest}, 3)
+        assert node.content.checkpoints == (offers[2], offers[4])  # and nothing that is not here
 
     in_virtual_time(run())
 

@@ -28,6 +28,7 @@ def words(signer: Signer, seq: int = 1, **changes: Any) -> Presence:
     facts: dict[str, Any] = {
         "boot": b"boot 1..",
         "started_unix_s": 100,
+        "unix_s": 200,
         "ttl_ms": 10_000,
         "addrs": ("/ip4/127.0.0.1/tcp/1",),
         "state": "training",
@@ -262,6 +263,7 @@ class Peer:
             changed=self._changed,
             blame=lambda peer, _: self.blamed.append(peer),
             clock=clock,
+            unix_s=lambda: 1_700_000_000.0,
         )
         wire.services[signer.peer] = self.service
 

@@ -155,6 +155,7 @@ class Gossip:
             changed=lambda live: None,
             blame=lambda peer, reason: self.blamed.append(reason),
             clock=lambda: UP_S + loop.time(),
+            unix_s=lambda: WALL_S + loop.time() + skew_s,
         )
 
         async def answer(sender: PeerId, body: bytes, reply: Reply) -> None:

@@ -56,7 +56,10 @@ def main() -> int:
         parser.error("--steps and --seeds are at least 1")
     torch.set_num_threads(1)
     before, rows = measured(args)
-    note = f"Nats per byte; {args.steps} steps before: {before:.4f}. Medians of the seeds."
+    note = (
+        f"Thousandths of a nat per byte against the {before:.4f} that the member had after "
+        f"{args.steps} steps; medians of the seeds."
+    )
     common.report("moments", rows, HEADINGS, note)
     settings: common.Row = {"steps": args.steps, "seeds": args.seeds, "before": before}
     common.write_json(args.json, rows, settings)
@@ -100,14 +103,14 @@ def measured(args: argparse.Namespace) -> tuple[float, list[common.Row]]:
             found[name].append(losses)
             sys.stderr.write(f"{name} {seed}: {losses}\n")
     sizes = {"none": 0, "compact": compact_count(MODEL, full.second_P), "full": 2 * len(theta_P)}
-    return yardstick.loss(model_on(MODEL, theta_P)), [
-        row(name, losses, sizes[name]) for name, losses in found.items()
-    ]
+    before = yardstick.loss(model_on(MODEL, theta_P))
+    return before, [row(name, losses, sizes[name], before) for name, losses in found.items()]
 
 
-def row(name: str, losses: list[dict[int, float]], numbers: int) -> common.Row:
+def row(name: str, losses: list[dict[int, float]], numbers: int, before: float) -> common.Row:
     medians: Mapping[str, float] = {
-        f"after_{look}": statistics.median(loss[look] for loss in losses) for look in LOOKS
+        f"after_{look}": 1000 * (statistics.median(loss[look] for loss in losses) - before)
+        for look in LOOKS
     }
     return {"start": name, "seeds": len(losses), **medians, "moment_mb": 4 * numbers / 1e6}
 

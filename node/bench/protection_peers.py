@@ -114,6 +114,7 @@ def presence_of(peer: Peer) -> Presence:
         boot=bytes(8),
         seq=1,
         started_unix_s=1,
+        unix_s=1,
         ttl_ms=10_000,
         addrs=peer.bridge.addrs(),
         state="training",

@@ -19,13 +19,14 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from crdt.author import Author
 from crdt.record import Record
-from crdt.schema import ClosedRound, Content, Member, Progress, Totals
+from crdt.schema import MAX_CHECKPOINTS, ClosedRound, Content, Member, Progress, Totals
 from crdt.sync import Parcel
 from crdt.values import view
 from protocol import codec
@@ -129,7 +130,8 @@ def after(content: Content, number: int, authors: int, round: int) -> Content:
     content = content.with_round(closed, progress, half=False)
     if round % CHECKPOINT_EVERY == 0:
         blob = digest_of(f"blob {number} {round}".encode())
-        content = content.with_checkpoint(Checkpoint(Round(round), blob, CHECKPOINT_BYTES, weights))
+        offered = Checkpoint(Round(round), blob, CHECKPOINT_BYTES, weights)
+        content = replace(content, checkpoints=(*content.checkpoints, offered)[-MAX_CHECKPOINTS:])
     if round % BLAME_EVERY == number:
         blamed = (number + 1 + round % BLAMES) % authors
         content = content.with_blame(peers(authors)[blamed], REASON)
