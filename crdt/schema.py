@@ -214,6 +214,15 @@ class Content:
         _check_sorted("checkpoints", [checkpoint.round for checkpoint in self.checkpoints])
         _check_sorted("blamed", [blamed.peer for blamed in self.blamed])
 
+    def joined(self, name: str | None, round: Round) -> Content:
+        """Taking part from `round` on, or again."""
+        since = self.member.since if self.member else round
+        return replace(self, member=Member(name=name, since=since, status="joined"))
+
+    def left(self) -> Content:
+        """Not taking part any more."""
+        return replace(self, member=self.member and replace(self.member, status="left"))
+
     def with_round(self, closed: ClosedRound, progress: Progress, *, half: bool) -> Content:
         """After one more round; the oldest beyond `MAX_CLOSED` is forgotten.
 

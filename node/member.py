@@ -12,14 +12,11 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 
 from crdt.author import MAX_JUMP, Author
 from crdt.membership import Standing, candidates, standings, states_of
 from crdt.replica import Replica
 from crdt.schema import Content
-from crdt.schema import Member as MemberFacts
 from node import founding
 from node import worker_wire as wire
 from node.arena import Arena
@@ -43,7 +40,7 @@ from node.tally import Tally
 from node.training import BEGUN, Training
 from node.transfers import Transfers
 from node.world import World
-from protocol.ids import PeerId, Round, short
+from protocol.ids import PeerId, short
 from protocol.messages import Checkpoint
 from protocol.spec import RunSpec
 from protocol.witness import Sketch
@@ -129,6 +126,7 @@ class Member:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._discovery.run(), name="discovery")
                 spec = await self._spec()
+                log.info("1 of 4, ticket: run=%s name=%s", short(self.held.run), spec.name)
                 self.records = self._new_records(spec)
                 self.control = Control(
                     spec, self._me, self.records, self.presence.live, self.journal
@@ -161,7 +159,7 @@ class Member:
         self.journal.enter("leaving")
         async with asyncio.TaskGroup() as goodbyes:
             if self.records:
-                self._write(_left)
+                self._write(Content.left)
                 goodbyes.create_task(self.records.flush(GOODBYE_S), name="last record")
             goodbyes.create_task(self.presence.leave(), name="last presence")
 
@@ -281,7 +279,8 @@ class Member:
     def _entered(self) -> None:
         """The training is in a new state; from "starting" on it knows its round."""
         if self.journal.state == "starting":
-            self._write(partial(_joined, name=self._world.config.name, round=self.journal.round))
+            name, round = self._world.config.name or None, self.journal.round
+            self._write(lambda content: content.joined(name, round))
         self.presence.speak()
 
     # --- what the parts tell each other -----------------------------------------------------
@@ -339,12 +338,3 @@ class Member:
 
     async def _sketch(self, nonce: int) -> Sketch | None:
         return await self.training.offers.sketch(nonce) if self.training else None
-
-
-def _joined(content: Content, *, name: str, round: Round) -> Content:
-    since = content.member.since if content.member else round
-    return replace(content, member=MemberFacts(name=name or None, since=since, status="joined"))
-
-
-def _left(content: Content) -> Content:
-    return replace(content, member=content.member and replace(content.member, status="left"))

@@ -8,6 +8,7 @@ with a warning.  A disk that takes no file costs the memory, not the node.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,10 @@ log = logging.getLogger(__name__)
 MAX_PEERS = 64
 """As many as a presence view holds; who answered longest ago makes room."""
 SAVE_S = 300.0
-"""Between two writes: 20 KB at most, and a kill loses what five minutes brought."""
+"""Between two writes that only say when who answered."""
+NEWS_S = 5.0
+"""Between two writes that say who or where: 20 KB at most.  A swarm that dies a minute after it
+began must find itself again."""
 FORMAT = 1
 MAX_FILE_BYTES = 64 + MAX_PEERS * (64 + 16 + MAX_ADDRS * (MAX_ADDR_BYTES + 4))
 
@@ -63,7 +67,7 @@ class PeerCache:
         self._path = path
         self._peers = {entry.peer: entry for entry in _read(path)}
         self._saved = tuple(self._peers.values())
-        self._save_at = float("-inf")
+        self._saved_at = float("-inf")
         self._refused = False
 
     def peers(self) -> list[CachedPeer]:
@@ -81,9 +85,10 @@ class PeerCache:
             del self._peers[oldest.peer]
 
     def save_sometimes(self, now: float) -> None:
-        """Write the file if that is due: at the first peer, then every `SAVE_S`."""
-        if now >= self._save_at and self._peers:
-            self._save_at = now + SAVE_S
+        """Write the file if that is due."""
+        has_news = _places(self._peers.values()) != _places(self._saved)
+        if self._peers and now >= self._saved_at + (NEWS_S if has_news else SAVE_S):
+            self._saved_at = now
             self.save()
 
     def save(self) -> None:
@@ -98,6 +103,11 @@ class PeerCache:
             if not self._refused:
                 log.warning("peers not remembered: reason=%s", error)
             self._refused = True
+
+
+def _places(entries: Iterable[CachedPeer]) -> dict[PeerId, tuple[str, ...]]:
+    """Who is where."""
+    return {entry.peer: entry.addrs for entry in entries}
 
 
 def _read(path: Path) -> tuple[CachedPeer, ...]:

@@ -176,6 +176,7 @@ class Records:
             content = change(content)
         self._content = content
         self._early.clear()
+        log.info("2 of 4, records: authors=%d", len(self._replica.authors()))
         while True:
             await self._due.wait()
             self._due.clear()

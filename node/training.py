@@ -135,11 +135,13 @@ class Training:
 
     async def _train(self, tasks: asyncio.TaskGroup, ready: wire.Ready) -> None:
         round = self.journal.round = ready.round
+        log.info("3 of 4, weights: round=%d weights=%s", round, short(ready.weights))
         if round == 0 and self.spec.creator == self._me:
             self.val_start = await self._evaluate()
         self.journal.enter("starting")
         if round == 0:  # else the run has begun
             await self._members()
+        log.info("4 of 4, training: round=%d of %d", round, self.spec.rounds)
         self.journal.enter("training")
         tasks.create_task(self._tell_driver(), name="members")
         tasks.create_task(self._tell_resumed(), name="resumed")

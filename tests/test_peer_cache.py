@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.peer_cache import MAX_FILE_BYTES, MAX_PEERS, SAVE_S, PeerCache
+from node.peer_cache import MAX_FILE_BYTES, MAX_PEERS, NEWS_S, SAVE_S, PeerCache
 from protocol.envelope import Signer
 from protocol.ids import PeerId
 
@@ -52,7 +52,7 @@ def test_a_peer_without_an_address_is_not_kept(tmp_path: Path) -> None:
     assert cache.peers() == []
 
 
-def test_it_is_written_at_the_first_peer_then_rarely_and_only_when_it_changed(
+def test_it_is_written_soon_when_somebody_is_new_and_rarely_for_times_alone(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "peers"
@@ -63,13 +63,18 @@ def test_it_is_written_at_the_first_peer_then_rarely_and_only_when_it_changed(
     cache.save_sometimes(1.0)
     first = path.stat().st_ino
     cache.answered(PEERS[1], (addr_of(PEERS[1]),), 1)
-    cache.save_sometimes(SAVE_S)
+    cache.save_sometimes(NEWS_S)
     assert path.stat().st_ino == first
-    cache.save_sometimes(SAVE_S + 1.0)
+    cache.save_sometimes(NEWS_S + 1.0)
     assert len(PeerCache(path).peers()) == 2
     second = path.stat().st_ino
     cache.save()
     assert path.stat().st_ino == second
+    cache.answered(PEERS[1], (addr_of(PEERS[1]),), 9)
+    cache.save_sometimes(SAVE_S)
+    assert path.stat().st_ino == second
+    cache.save_sometimes(SAVE_S + NEWS_S + 1.0)
+    assert [entry.answered_unix_s for entry in PeerCache(path).peers()] == [9, 1]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 50, 200, -1])
