@@ -1,9 +1,9 @@
 """Blobs on disk by name, within a quota: tokenizer and texts of a run, and checkpoints.
 
-A blob is a file with its manifest beside it (`node.blob_files`).  Every chunk is hashed before it
-is first used in this process, so a disk that lies or a hand that edits costs the fetch of that
-chunk and nothing else, and wrong bytes are never served.  What is only partly here survives a
-restart, and the chunks that are here are served to others, too.
+A blob is a file with its manifest beside it (`node.blob_files`).  Every chunk is hashed whenever it
+is read for others, and before its first use here, so a disk that lies or a hand that edits costs
+the fetch of that chunk and nothing else, and wrong bytes are never served.  What is only partly
+here survives a restart, and the chunks that are here are served to others, too.
 
 Blobs of the spec stay; a checkpoint is counted by its holders, like a payload in the arena, and
 goes with the last of them.  The store never grows over its quota.  Disk work happens in threads.
@@ -25,12 +25,7 @@ from node.blob_files import BlobFile, described, files_in
 from protocol import codec
 from protocol.errors import ConfigError
 from protocol.ids import Digest
-from protocol.manifest import (
-    CHUNK_BYTES,
-    Manifest,
-    bitfield_of,
-    manifest_of_chunks,
-)
+from protocol.manifest import CHUNK_BYTES, Manifest, bitfield_of, manifest_of_chunks
 from protocol.spec import BlobRef
 
 P = ParamSpec("P")
@@ -39,6 +34,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+RECENT_CHUNKS = 8
+"""Kept in memory, for a chunk is asked for in four pieces or more; 8 MiB."""
 
 
 class NoSpace(ConfigError):
@@ -63,6 +60,7 @@ class BlobStore:
         self._quota_bytes = quota_bytes
         self._blobs: dict[Digest, BlobFile] = {}
         self._reading: dict[Digest, asyncio.Lock] = {}
+        self._recent: dict[tuple[Digest, int], bytes] = {}
 
     async def open(self) -> None:
         """Look at what is there; removes what belongs to no blob."""
@@ -157,9 +155,8 @@ class BlobStore:
             return None
         length = min(length, blob.manifest.length(chunk) - offset % CHUNK_BYTES)
         try:
-            if chunk not in blob.right and not await self._check_one(blob, chunk):
-                return None
-            return await on_disk(blob.read, offset, length) if length > 0 else b""
+            data = await self._checked(blob, chunk)
+            return data and data[offset % CHUNK_BYTES :][: max(length, 0)]
         except NoSpace as error:
             log.warning("blob not readable, forgotten: %s reason=%s", described(blob), error)
             self._blobs.pop(digest, None)
@@ -175,15 +172,18 @@ class BlobStore:
         blob.right |= right
         await self._spoil(blob, unknown - right)
 
-    async def _check_one(self, blob: BlobFile, chunk: int) -> bool:
-        """The same of one chunk; several may ask for it at once."""
+    async def _checked(self, blob: BlobFile, chunk: int) -> bytes | None:
+        """A chunk, hashed whenever it comes from disk; its pieces are asked for one by one."""
         async with self._reading.setdefault(blob.name, asyncio.Lock()):
-            if chunk in blob.held - blob.right:
-                if await on_disk(blob.checked, chunk) is None:
-                    await self._spoil(blob, {chunk})
-                else:
-                    blob.right.add(chunk)
-        return chunk in blob.right
+            data = self._recent.pop((blob.name, chunk), None)
+            if data is None and chunk in blob.held:
+                data = await on_disk(blob.checked, chunk)
+                await self._spoil(blob, {chunk} if data is None else set())
+            if data is not None:
+                blob.right.add(chunk)
+                self._recent[blob.name, chunk] = data
+                self._recent = dict(list(self._recent.items())[-RECENT_CHUNKS:])
+        return data
 
     async def _spoil(self, blob: BlobFile, chunks: set[int]) -> None:
         """These chunks are not what they were: the blob is partly here from now on."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from blob_world import ref_of
 
-from node.blobstore import BlobStore, NoSpace, on_disk
+from node.blobstore import RECENT_CHUNKS, BlobStore, NoSpace, on_disk
 from protocol import codec
 from protocol.manifest import CHUNK_BYTES, bitfield_of, manifest_of, open_manifest
 from protocol.rpc import MIB
@@ -121,6 +121,22 @@ async def test_a_corrupted_chunk_costs_that_chunk_alone_and_one_warning(
     assert (await receiving.finish()).read_bytes() == DATA
     receiving.close()
     assert await store.read(NAME, CHUNK_BYTES, 4) == DATA[CHUNK_BYTES : CHUNK_BYTES + 4]
+
+
+async def test_a_chunk_that_goes_bad_after_it_was_checked_is_not_served_either(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path)
+    data = random.Random(5).randbytes((RECENT_CHUNKS + 1) * CHUNK_BYTES)
+    name = (await store.put(data)).digest
+    starts = range(0, len(data), CHUNK_BYTES)
+    assert [await store.read(name, start, 4) for start in starts] == [
+        data[start : start + 4] for start in starts
+    ]
+    with (tmp_path / name.hex()).open("r+b") as disk:
+        disk.write(bytes([data[0] ^ 1]))
+    assert await store.read(name, 4, 4) is None
+    assert await store.read(name, CHUNK_BYTES, 4) == data[CHUNK_BYTES : CHUNK_BYTES + 4]
 
 
 async def test_a_blob_that_is_wanted_whole_is_looked_through_first(tmp_path: Path) -> None:

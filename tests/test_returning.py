@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -231,3 +232,55 @@ async def test_two_and_two_cut_apart_train_on_and_soon_after_the_heal_know_the_s
         rounds = max(said(c)["round"] for c in four)
         await until(swarm, lambda: all(said(c)["members"] == 4 for c in four))
         await until(swarm, lambda: min(said(c)["round"] for c in four) > rounds + 2)
+
+
+@asynccontextmanager
+async def small_disk(directory: Path, mib: int) -> AsyncIterator[None]:
+    """A disk of its own for a directory."""
+    await run("mkdir", str(directory))
+    await run("mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", str(directory))
+    try:
+        yield
+    finally:
+        await run("umount", "-l", str(directory))
+
+
+async def run(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(*command)
+    assert await process.wait() == 0, command
+
+
+@pytest.mark.skipif(WITHOUT_ROOT, reason="mounting a disk needs root")
+async def test_a_full_disk_and_a_corrupted_blob_stop_nobody_and_are_over_when_they_are_mended(
+    tmp_path: Path,
+) -> None:
+    async with small_disk(tmp_path / "node3", 64), swarm_of(tmp_path, 3, rounds=LONG) as swarm:
+        one, other, small = swarm.children
+        await until(swarm, lambda: all(c.status and c.status["round"] >= 3 for c in swarm.children))
+        ticket = said(other)["ticket"]
+
+        filler = small.directory / "filler"
+        free = shutil.disk_usage(small.directory).free
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            file.write(bytes(free))
+        await until(swarm, lambda: said(small)["trouble"] is not None)
+        assert "free some space, older snapshots are kept" in str(said(small)["trouble"])
+        full = said(small)["round"]
+        await until(swarm, lambda: said(small)["round"] > full + 3)
+        filler.unlink()
+        await until(swarm, lambda: said(small)["trouble"] is None)
+
+        for donor in (one, other):
+            files = [path for path in (donor.directory / "blobs").iterdir() if path.is_file()]
+            texts = [path for path in files if path.read_bytes().startswith(b"To be, or")]
+            corpus = max(texts, key=lambda path: path.stat().st_size)
+            content = bytearray(corpus.read_bytes())
+            content[len(content) // 2] ^= 1
+            corpus.write_bytes(content)
+        await killed(swarm, one)  # what it had checked it may believe; a new process may not
+        again = await swarm.start("node1", "up")
+        late = await swarm.start("node4", "join", ticket)
+        await until(swarm, lambda: bool(late.status and late.status["rounds_closed"] >= 2))
+        await until(swarm, lambda: bool(again.status and again.status["rounds_closed"] >= 2))
+        blamed = [line for line in log_of(late).splitlines() if "peer blamed" in line]
+    assert blamed == []
