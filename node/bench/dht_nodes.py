@@ -114,7 +114,6 @@ class Nodes:
             "sent_bytes": sum(bridge.counters().raw_up for bridge in bridges),
             "connections": sum(len(bridge.connected()) for bridge in bridges),
             "memory_bytes": private_bytes() - self._before,
-            "cpu_s": time.process_time(),
         }
 
 

@@ -100,7 +100,7 @@ class Swarm:
         return Cost(**{name: float(figure) for name, figure in told.items()})
 
     async def figures(self) -> dict[str, float]:
-        """Of all nodes together, at one moment: bytes sent, connections, memory, processor."""
+        """Of all nodes together, at one moment: bytes sent, connections, memory."""
         told = [await process.order("figures", ORDER_S) for process in self.processes]
         return {name: sum(float(one[name]) for one in told) for name in told[0]}
 
