@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.api import ApiClient, Status
+from node.uncancelled import is_done_within
 from protocol.errors import ConfigError, ShoalError
 
 END_DEADLINE_S = 1.5
@@ -155,10 +156,10 @@ class LocalSwarm:
         processes += [process for process in self._helpers if process.returncode is None]
         for process in processes:
             _terminate(process)
-        await _reaped(processes, END_DEADLINE_S)
+        await is_done_within(_reaped(processes), END_DEADLINE_S)
         for process in processes:
             _signal(process, signal.SIGKILL)  # the worker too, if it outlived its node
-        await _gone(processes, FAREWELL_S)
+        await is_done_within(_gone(processes), FAREWELL_S)
         for child in self.children:
             child.swept = True
 
@@ -184,25 +185,17 @@ async def _spawn(
         )
 
 
-async def _reaped(processes: Sequence[asyncio.subprocess.Process], for_s: float) -> None:
-    try:
-        async with asyncio.timeout(for_s):
-            for process in processes:
-                await process.wait()
-    except TimeoutError:
-        return
+async def _reaped(processes: Sequence[asyncio.subprocess.Process]) -> None:
+    for process in processes:
+        await process.wait()
 
 
-async def _gone(processes: Sequence[asyncio.subprocess.Process], for_s: float) -> None:
+async def _gone(processes: Sequence[asyncio.subprocess.Process]) -> None:
     """Wait until nobody is left in any of the groups, workers included."""
-    try:
-        async with asyncio.timeout(for_s):
-            for process in processes:
-                await process.wait()
-                while _signal(process, 0):  # noqa: ASYNC110  only the kernel knows
-                    await asyncio.sleep(GONE_POLL_S)
-    except TimeoutError:
-        return
+    for process in processes:
+        await process.wait()
+        while _signal(process, 0):  # noqa: ASYNC110  only the kernel knows
+            await asyncio.sleep(GONE_POLL_S)
 
 
 def _tail(log: Path) -> list[str]:

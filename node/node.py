@@ -30,6 +30,7 @@ from node.run_file import read_run_file
 from node.signals import on_stop
 from node.status import contributions_of, peers_of, status_of
 from node.telemetry import Waits
+from node.uncancelled import is_done_within
 from node.upnp import PortMapping
 from node.world import World
 from protocol.errors import ConfigError, PeerUnavailable
@@ -168,13 +169,8 @@ class Node:
     async def _say_goodbye(self) -> None:
         if self.member is None:
             return
-        try:
-            async with asyncio.timeout(LEAVE_S):
-                if self._leaving:
-                    await self.member.leave()
-                else:
-                    await self.member.presence.leave()
-        except TimeoutError:
+        leave = self.member.leave if self._leaving else self.member.presence.leave
+        if not await is_done_within(leave(), LEAVE_S):
             log.warning("goodbye cut short: after_s=%g", LEAVE_S)
 
     def _new_reach(self, mode: Mode, rpc: Rpc) -> Reach:

@@ -1,8 +1,9 @@
-"""Waiting that a cancellation does not cut short: for what must have ended before we go on."""
+"""Waiting at the end of things: not cut short by a cancellation, and yet not for ever."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 
@@ -20,3 +21,20 @@ async def uncancelled(
         except asyncio.CancelledError:
             is_cancelled = True
     return is_cancelled
+
+
+async def is_done_within(work: Coroutine[Any, Any, Any], deadline_s: float) -> bool:
+    """Do it; False, and it is given up, if that takes longer.
+
+    For a task that has been cancelled and tidies up: there `asyncio.timeout` of Python 3.11.2
+    (Debian 12) raises CancelledError instead of TimeoutError, so that the rest is left out.
+    It may go with Python 3.12.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task,), timeout=deadline_s)
+        if task.done():
+            task.result()
+        return task.done()
+    finally:
+        task.cancel()

@@ -235,8 +235,8 @@ async def in_thread(work: Callable[[], T], deadline_s: float) -> T:
 
     threading.Thread(target=run, name="upnp", daemon=True).start()
     try:
-        # Not asyncio.timeout: in a task that is being cancelled, as at the end, that of Python 3.11.2
-        # (Debian 12) raises CancelledError instead of TimeoutError.
+        # Not asyncio.timeout: in a cancelled task, as at the end, that of Python 3.11.2 (Debian 12)
+        # raises CancelledError instead of TimeoutError.
         await asyncio.wait((done,), timeout=deadline_s)
         if not done.done():
             raise NoRouter(f"no answer within {deadline_s:g} s")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node import worker_wire as wire
+from node.uncancelled import is_done_within
 from node.worker_wire_join import MakeSketch
 from node.worker_wire_spsa import AddScalars, NameSum, Sample
 from protocol.errors import ConfigError, Malformed, WorkerLost
@@ -177,10 +178,8 @@ class WorkerLife:
         try:
             if process and process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-                async with asyncio.timeout(TERM_S):
-                    await process.wait()
-        except TimeoutError:
-            log.warning("worker killed: pid=%d after_s=%g", process.pid if process else 0, TERM_S)
+                if not await is_done_within(process.wait(), TERM_S):
+                    log.warning("worker killed: pid=%d after_s=%g", process.pid, TERM_S)
         finally:
             if process and process.returncode is None:
                 process.kill()
