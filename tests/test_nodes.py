@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from real_nodes import (
+    POLL_S,
     RUN,
     WITHOUT_ROOT,
     have_finished,
@@ -128,9 +129,15 @@ async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) ->
         first, second = swarm.children
         await until(swarm, lambda: bool(second.status and second.status["round"] >= 5))
         before = said(second)["round"]
+        os.killpg(first.process.pid, signal.SIGSTOP)  # else it would be too far ahead
         swarm.kill(second)
         await second.process.wait()
         again = await swarm.start("node2", "up")
+        started = tmp_path / "node2.log"
+        async with asyncio.timeout(100):
+            while "4 of 4" not in started.read_text().split("node up")[-1]:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+        os.killpg(first.process.pid, signal.SIGCONT)
         await until(swarm, lambda: have_finished(first, again))
         log = (tmp_path / "node2.log").read_text()
         assert said(again)["peer"] == said(second)["peer"]
