@@ -4,12 +4,12 @@ Nodes without workers, each with its own socket and thread, some in each process
 through two of the first eight, as with a ticket, and looks up the run once.  Then all is quiet
 until idle connections are closed, as it is between the lookups of a node.  Measured from there:
 how long a lookup of a run's members takes, and of a member's address record after it; what is
-sent while nobody asks anything, and for the library's maintenance, which comes every ten minutes
-in each node; memory.
+sent while nobody asks anything, over one of the library's maintenance cycles of ten minutes;
+memory.
 
-Sizes overlap: each begins when the one before it rests, which leaves the processors alone.  All
-nodes share the processors and have no distance between them: times say how the work grows, not
-what the internet adds.
+Sizes overlap: each begins when the one before it rests, which leaves the processors alone but
+for the maintenance.  All nodes share the processors and have no distance between them: times
+say how the work grows, not what the internet adds.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ from node.p2p.idle import LOOK_S
 
 SIZES = "20,50,200"
 """How much it grows is asked from 50 to 200."""
-IDLE_S = 60.0
-"""Two pings of each connection."""
+REST_S = 620.0
+"""One maintenance cycle of the library, and some."""
 QUIET_S = 2.5 * LOOK_S
 """After which no idle connection is left, so that whoever asks dials anew."""
 MAINTENANCE_S = 600.0
-"""Between two of the library's in a node, and before the first: all is measured within it."""
-MAINTAINED = 4
-"""Nodes whose maintenance is measured: few, for each leaves connections open to all others."""
+"""Between two of the library's in a node, and before the first."""
+IDLE_S = 120.0
+"""Of rest, before the first maintenance."""
+BUSY = 0.5
+"""Connections a node more than before: some maintain their routing tables yet."""
+OVERTIME_S = 900.0
+"""What the maintenance of all nodes may take longer than rest is measured."""
 DOORS = 8
 """Nodes that the others join through: as many addresses as a ticket holds."""
 MEMBERS = 16
@@ -56,7 +60,6 @@ HEADINGS = {
     "lookup_cpu_s": "asker's\nCPU s a\nlookup",
     "lookup_kb": "kB a\nlookup",
     "provide_kb": "kB a\nprovide",
-    "maintenance_kb": "kB a\nmainte-\nnance",
     "rest_bytes_per_min": "bytes a\nnode and\nminute\nat rest",
     "run_bytes_per_min": "the same\nwith a\nrun's\nlookups",
     "connections": "connec-\ntions\na node",
@@ -68,18 +71,18 @@ GROWING = ("lookup_p95_s", "lookup_cpu_s", "rest_bytes_per_min", "run_bytes_per_
 def main() -> int:
     parser = common.parser("dht", "Time, bytes and memory of the DHT, by number of nodes.")
     parser.add_argument("--nodes", default=SIZES, help=f"sizes, with commas between ({SIZES})")
-    parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds without a lookup")
+    parser.add_argument("--rest", type=float, default=REST_S, help="seconds of rest measured")
     args = parser.parse_args()
     sizes = sizes_in(args.nodes)
-    if not sizes or min(sizes) < MEMBERS or args.idle <= 0:
-        parser.error(f"--nodes are numbers of at least {MEMBERS}, and --idle is above 0")
+    if not sizes or min(sizes) < MEMBERS or args.rest <= 0:
+        parser.error(f"--nodes are numbers of at least {MEMBERS}, and --rest is above 0")
     try:
-        rows = asyncio.run(all_measured(sizes, args.idle))
+        rows = asyncio.run(all_measured(sizes, args.rest))
     except Failed as error:
         raise SystemExit(f"bench dht: {error}") from None
-    told = [f"{MEMBERS} members of one run, {LOOKUPS} lookups, idle for {args.idle:g} s."]
+    told = [f"{MEMBERS} members of one run, {LOOKUPS} lookups, rest over {args.rest:g} s or more."]
     told += [growth(pair) for pair in pairwise(rows)]
-    settings: common.Row = {"idle_s": args.idle, "members": MEMBERS, "lookups": LOOKUPS}
+    settings: common.Row = {"rest_s": args.rest, "members": MEMBERS, "lookups": LOOKUPS}
     common.report("dht", rows, HEADINGS, "\n".join(told))
     common.write_json(args.json, rows, settings)
     if args.out:
@@ -109,24 +112,24 @@ def growth(rows: Sequence[common.Row]) -> str:
     return f"From {least['nodes']} to {most['nodes']} nodes: {', '.join(told)}."
 
 
-async def all_measured(sizes: Sequence[int], idle_s: float) -> list[common.Row]:
+async def all_measured(sizes: Sequence[int], rest_s: float) -> list[common.Row]:
     """The figures of all sizes: each begins when the one before it rests."""
     turn = asyncio.Lock()
-    return await at_once([measured(size, idle_s, turn) for size in sizes])
+    return await at_once([measured(size, rest_s, turn) for size in sizes])
 
 
-async def measured(nodes: int, idle_s: float, turn: asyncio.Lock) -> common.Row:
+async def measured(nodes: int, rest_s: float, turn: asyncio.Lock) -> common.Row:
     """The figures of one size."""
     async with AsyncExitStack() as stack:
         async with turn:
             all_nodes = await stack.enter_async_context(swarm(nodes))
             row = await asked(all_nodes, nodes)
         await asyncio.sleep(QUIET_S)
-        rest = await rested(all_nodes, nodes, idle_s, random.Random(nodes))
+        rest = await rested(all_nodes, nodes, rest_s)
     a_minute = 1000 * (row["lookup_kb"] / (SLOW_S / 60) + row["provide_kb"] / (PROVIDE_S / 60))
     run = {"run_bytes_per_min": rest["rest_bytes_per_min"] + a_minute}
     whole: common.Row = {"nodes": nodes, **row, **rest, **run}
-    sys.stderr.write(f"{json.dumps(whole)}\n")  # the whole takes a quarter of an hour
+    sys.stderr.write(f"{json.dumps(whole)}\n")  # the whole takes 40 minutes
     return whole
 
 
@@ -198,33 +201,45 @@ async def looked_up(
     return lookups, records
 
 
-async def rested(
-    all_nodes: Swarm, nodes: int, idle_s: float, rng: random.Random
-) -> dict[str, float]:
-    """What a node costs while nobody asks anything: idle, and for its maintenance.
+async def rested(all_nodes: Swarm, nodes: int, rest_s: float) -> dict[str, float]:
+    """What a node costs while nobody asks anything.
 
-    All nodes were started at once, so all begin the library's maintenance at once, and two
-    processors take a quarter of an hour for that of 200 nodes.  So a few do it alone, before.
+    All nodes were started at once, so all begin their maintenance at once, and on few processors
+    many of them take minutes for it.  So its end is waited for, and it counts once in ten minutes.
     """
-    before, began = await all_nodes.figures(), time.monotonic()
-    await asyncio.sleep(idle_s)
-    after, minutes = await all_nodes.figures(), (time.monotonic() - began) / 60
-    idle = (after["sent_bytes"] - before["sent_bytes"]) / minutes / nodes
-    some = rng.sample(range(DOORS, nodes), MAINTAINED)
-    done = [await all_nodes.ask(one, "maintain") for one in some]
-    maintenance = statistics.mean(one.moved_bytes for one in done)
+    began, before = time.monotonic(), await all_nodes.figures()
+    await asyncio.sleep(min(IDLE_S, rest_s))
+    idle_s, idle = time.monotonic() - began, await all_nodes.figures()
+    await asyncio.sleep(rest_s - min(IDLE_S, rest_s))
+    after = await all_nodes.figures()
+    while after["connections"] > before["connections"] + BUSY * nodes:
+        if time.monotonic() - began > rest_s + OVERTIME_S:
+            say(nodes, "some maintain again while others do not rest yet: bytes are an upper bound")
+            break
+        await asyncio.sleep(LOOK_S)
+        after = await all_nodes.figures()
+    whole_s = time.monotonic() - began
+
+    def a_minute(name: str) -> float:
+        """Of a node: what it costs idle, and what its maintenance adds."""
+        idle_a_s = (idle[name] - before[name]) / idle_s
+        maintenance = max(0.0, after[name] - before[name] - idle_a_s * whole_s)
+        return 60 * (idle_a_s + maintenance / MAINTENANCE_S) / nodes
+
     return {
-        "idle_bytes_per_min": idle,
-        "maintenance_kb": maintenance / 1000,
-        "maintenance_cpu_s": statistics.mean(one.cpu_s for one in done),
-        "rest_bytes_per_min": idle + maintenance / (MAINTENANCE_S / 60),
+        "rest_s": whole_s,
+        "idle_bytes_per_min": 60 * (idle["sent_bytes"] - before["sent_bytes"]) / idle_s / nodes,
+        "rest_bytes_per_min": a_minute("sent_bytes"),
+        "rest_cpu_ms_per_min": 1e3 * a_minute("cpu_s"),
         "connections": before["connections"] / nodes,
+        "connections_after": after["connections"] / nodes,
         "memory_mb": before["memory_bytes"] / nodes / 1e6,
+        "memory_mb_after": after["memory_bytes"] / nodes / 1e6,
     }
 
 
 def say(nodes: int, what: str) -> None:
-    """Where it is: the whole takes a quarter of an hour."""
+    """Where it is: the whole takes 40 minutes."""
     sys.stderr.write(f"{nodes} nodes: {what}\n")
 
 

@@ -97,15 +97,6 @@ class Nodes:
 
         return await self._cost(number, found)
 
-    async def maintain(self, number: int) -> Cost:
-        """Refresh its routing table, as the library does every ten minutes; found is nothing."""
-
-        async def done(bridge: Bridge) -> float:
-            await bridge.call(bridge._host.dht._dht.refresh_routing_table)
-            return 0.0
-
-        return await self._cost(number, done)
-
     async def _cost(self, number: int, work: Callable[[Bridge], Awaitable[float]]) -> Cost:
         """What it takes the node itself, which all bytes of what it asks go through."""
         bridge = self._bridges[number]
@@ -123,6 +114,7 @@ class Nodes:
             "sent_bytes": sum(bridge.counters().raw_up for bridge in bridges),
             "connections": sum(len(bridge.connected()) for bridge in bridges),
             "memory_bytes": private_bytes() - self._before,
+            "cpu_s": time.process_time(),
         }
 
 
@@ -144,8 +136,6 @@ async def obey() -> None:
                     told = await nodes.look_up(number)
                 case {"do": "look_up_record", "number": int(number), "of": int(member)}:
                     told = await nodes.look_up_record(number, member)
-                case {"do": "maintain", "number": int(number)}:
-                    told = await nodes.maintain(number)
                 case {"do": "figures"}:
                     told = nodes.figures()
                 case order:

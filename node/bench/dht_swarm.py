@@ -72,11 +72,14 @@ class Process:
         told: Told = json.loads(line)
         return told
 
-    async def end(self) -> None:
+    def kill(self) -> None:
         """End it at once: nothing is measured of a goodbye."""
         if self._process.returncode is None:
             self._process.kill()
-            await self._process.wait()
+
+    async def ended(self) -> None:
+        """Wait until it has ended."""
+        await self._process.wait()
 
 
 class Swarm:
@@ -100,7 +103,7 @@ class Swarm:
         return Cost(**{name: float(figure) for name, figure in told.items()})
 
     async def figures(self) -> dict[str, float]:
-        """Of all nodes together, at one moment: bytes sent, connections, memory."""
+        """Of all nodes together, at one moment: bytes sent, connections, memory, processor."""
         told = [await process.order("figures", ORDER_S) for process in self.processes]
         return {name: sum(float(one[name]) for one in told) for name in told[0]}
 
@@ -120,9 +123,11 @@ async def swarm(nodes: int) -> AsyncIterator[Swarm]:
             processes.append(Process(numbers, started))
         yield Swarm(processes)
     finally:
+        for process in processes:
+            process.kill()
         async with asyncio.timeout(END_S):
             for process in processes:
-                await process.end()
+                await process.ended()
 
 
 async def at_once(works: Sequence[Coroutine[None, None, T]]) -> list[T]:
