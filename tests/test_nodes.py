@@ -135,7 +135,7 @@ async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) ->
         again = await swarm.start("node2", "up")
         started = tmp_path / "node2.log"
         async with asyncio.timeout(100):
-            while "4 of 4" not in started.read_text().split("node up")[-1]:  # noqa: ASYNC110
+            while started.read_text().count("4 of 4") < 2:  # noqa: ASYNC110  asked by nobody
                 await asyncio.sleep(POLL_S)
         os.killpg(first.process.pid, signal.SIGCONT)
         await until(swarm, lambda: have_finished(first, again))
