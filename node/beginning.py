@@ -20,7 +20,7 @@ from node.donors import Donors
 from node.journal import FIRST_ROUND, Journal
 from node.late_join import Choice
 from node.learner import Learner, StartRefused
-from node.offers import HAS_WEIGHTS
+from node.offers import BEGUN, HAS_WEIGHTS
 from protocol.algorithms import GroupConfig, NolocoConfig
 from protocol.errors import PeerError, PeerUnavailable, WorkerLost
 from protocol.ids import PeerId, short
@@ -143,7 +143,7 @@ class Beginning:
         return there
 
     def _begun(self) -> list[Presence]:
-        return [p for p in self._live() if p.state in HAS_WEIGHTS and p.state != "starting"]
+        return [presence for presence in self._live() if presence.state in BEGUN]
 
     async def _from_members_or_seed(self) -> wire.Ready:
         patience_s = ALONE_S if self._spec.creator == self._me else ORPHANED_S

@@ -28,6 +28,7 @@ from node.exchange import Exchange
 from node.founding import HeldRun
 from node.journal import Journal
 from node.materials import first_contact, worker_setup
+from node.offers import BEGUN
 from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
@@ -37,7 +38,7 @@ from node.records import Records
 from node.rpc import Refused
 from node.services import Services
 from node.tally import Tally
-from node.training import BEGUN, Training
+from node.training import Training
 from node.transfers import Transfers
 from node.world import World
 from protocol.ids import PeerId, short

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 HAS_WEIGHTS = ("starting", "training", "paused", "finished")
 """States of a member that others may start from."""
+BEGUN = ("training", "paused", "finished")
+"""Those of them in whose rounds others may stand."""
 KEPT = 2
 """The newest, and the one before it, which slow joiners are still fetching."""
 

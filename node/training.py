@@ -27,7 +27,7 @@ from node.driver import Driver
 from node.exchange import Exchange
 from node.journal import Journal, Worker, resumed
 from node.learner import Learner
-from node.offers import HAS_WEIGHTS, Offers
+from node.offers import BEGUN, HAS_WEIGHTS, Offers
 from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
 from protocol.errors import WorkerLost
@@ -40,7 +40,6 @@ from trainers.machines import machine_of
 
 log = logging.getLogger(__name__)
 
-BEGUN = ("training", "paused", "finished")
 AGAIN_S = 1.0
 """Until the trainer is told again that it is left behind, and the longest time without a look at
 the members."""

@@ -28,7 +28,7 @@ from node.worker_link import Link
 from node.worker_loop import Goal, TrainingLoop
 from node.worker_materials import Materials, from_checkpoint
 from node.worker_saver import Rooms, Saver
-from node.worker_shared import split_moments, with_moments
+from node.worker_shared import has_moments, split_moments, with_moments
 from node.worker_sketch import sketch_of_checkpoint, sketched
 from node.worker_wire_control import ChangeSettings
 from node.worker_wire_join import MakeSketch
@@ -232,8 +232,11 @@ class Session:
         self._link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), ""))
 
     def _shared(self) -> Slow:
-        """What a joiner starts from."""
-        return with_moments(self._outer.slow, self._loop.state().moments, self._spec)
+        """What a joiner starts from.  Training stands still for a copy only where it is given."""
+        slow = self._outer.slow
+        if not has_moments(self._spec):
+            return slow
+        return with_moments(slow, self._loop.state().moments, self._spec)
 
     def _evaluate(self, id: int, slow: Slow) -> None:
         loss = self._materials.validation.loss(model_on(self._spec.model, slow.phi_P))

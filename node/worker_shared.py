@@ -44,16 +44,18 @@ def check_shared(slow: Slow, spec: RunSpec) -> None:
             raise Malformed("a checkpoint with second moments below zero")
 
 
+def has_moments(spec: RunSpec) -> bool:
+    """Whether a joiner of the run is given moments."""
+    return isinstance(spec.trainer, SyncConfig | NolocoConfig)
+
+
 def with_moments(slow: Slow, moments: Moments, spec: RunSpec) -> Slow:
-    """What a joiner of a sync or noloco run starts from; of others the slow weights as they are."""
+    """What a joiner of a run that has moments to give starts from."""
     kept = {STEPS: torch.tensor([float(moments.steps)])}
-    match spec.trainer:
-        case SyncConfig():
-            kept |= {FIRST: moments.first_P, SECOND: moments.second_P}
-        case NolocoConfig():
-            kept |= {COMPACT: compact(spec.model, moments.second_P)}
-        case _:
-            return slow
+    if isinstance(spec.trainer, SyncConfig):
+        kept |= {FIRST: moments.first_P, SECOND: moments.second_P}
+    else:
+        kept |= {COMPACT: compact(spec.model, moments.second_P)}
     return replace(slow, shared={**slow.shared, **kept})
 
 

@@ -269,11 +269,11 @@ CHECKPOINT = Method(
 )
 FETCH = Method(
     name="fetch/1", lane=Lane.BULK, kind=Kind.PAYLOAD, request=FetchCall, answer=bytes,
-    deadline_s=60, max_request_bytes=256, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+    deadline_s=60, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
 )  # fmt: skip
 BLOB_INFO = Method(
     name="blob-info/1", lane=Lane.BULK, kind=Kind.BLOB, request=BlobInfoCall, answer=BlobInfo,
-    deadline_s=20, max_request_bytes=256, max_answer_bytes=132 * KIB, per_peer=2, in_all=32,
+    deadline_s=20, max_answer_bytes=132 * KIB, per_peer=2, in_all=32,
 )  # fmt: skip
 BLOB = Method(
     name="blob/1", lane=Lane.BULK, kind=Kind.BLOB, request=BlobCall, answer=bytes,
@@ -339,7 +339,7 @@ SHARDS = Method(
 )  # fmt: skip
 SHARD = Method(
     name="shard/1", lane=Lane.BULK, kind=Kind.PROTECTION, request=ShardCall, answer=bytes,
-    deadline_s=60, max_request_bytes=256, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+    deadline_s=60, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
 )  # fmt: skip
 """`fetch/1` for shards: only for their owner and their holder, and counted apart."""
 
