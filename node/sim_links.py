@@ -163,13 +163,13 @@ class Links:
 
         def grant(source: Peer) -> str:
             states.append(source.worker.saved)
-            return "" if me.worker.is_behind(states[0]) else "its source has nothing newer"
+            return "" if me.worker.differs(states[0]) else "its source has the same weights"
 
         def ended(why: str) -> None:
             me.catching = None
             if not why and me.worker.is_down:
                 why = "the worker is down"
-            if not why and not me.worker.is_behind(states[0]):
+            if not why and not me.worker.differs(states[0]):
                 why = "overtaken meanwhile"
             if why:
                 self._tell(me, CatchUpFailed(why))

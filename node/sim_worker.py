@@ -217,12 +217,9 @@ class Worker:
         self._load(saved)
         self._resume()
 
-    def is_behind(self, other: Saved) -> bool:
-        """Whether the other state is of a later round, or of this one and another."""
-        mine = self.saved
-        if self._sampler or mine.round == other.round:  # spsa: rounds say nothing of sums
-            return mine.weights != other.weights
-        return mine.round < other.round
+    def differs(self, other: Saved) -> bool:
+        """Whether the other state has other weights, of whatever round."""
+        return self.saved.weights != other.weights
 
     def _restart(self) -> None:
         self._down -= 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -99,9 +99,9 @@ class Waits:
     def __init__(self, wall: Callable[[], float]) -> None:
         """Args: wall: the wall clock, unix seconds; only for what a person reads."""
         self._wall = wall
-        self._open: dict[str, Waiting] = {}
+        self._open: dict[Hashable, Waiting] = {}
 
-    def begin(self, slot: str, what: str, source: PeerId | str, for_s: float) -> None:
+    def begin(self, slot: Hashable, what: str, source: PeerId | str, for_s: float) -> None:
         """`slot` waits for `what` from `source`, `for_s` seconds at most; ends its last wait."""
         waiting = Waiting(what, source, self._wall() + for_s)
         self._open.pop(slot, None)
@@ -109,18 +109,19 @@ class Waits:
             self._open[slot] = waiting
         log.info("waiting: %s", waiting)
 
-    def end(self, slot: str) -> None:
+    def end(self, slot: Hashable) -> None:
         """`slot` waits for nothing."""
         self._open.pop(slot, None)
 
     @contextmanager
     def on(self, what: str, source: PeerId | str, for_s: float) -> Iterator[None]:
         """The block waits for `what`.  The caller sets the deadline itself."""
-        self.begin(what, what, source, for_s)
+        slot = object()  # others may wait for the same
+        self.begin(slot, what, source, for_s)
         try:
             yield
         finally:
-            self.end(what)
+            self.end(slot)
 
     @property
     def current(self) -> Waiting | None:

@@ -148,10 +148,10 @@ def follows(*said: Later, me: PeerId = DAVE, silent: bool = False) -> PeerId | N
     return known.to_follow(me, Where(HERE[0], 10, HERE[1]), PAST, ())
 
 
-SAME, BEHIND, AHEAD, FAR_BEHIND = later(5, "here"), later(4, "past"), later(7, "a"), later(2, "b")
+SAME, BEHIND, AHEAD, FAR_BEHIND = later(5, "here"), later(4, "past"), later(8, "a"), later(2, "b")
 EVEN, NEXT, MORE, LESS = (
     later(5, "even", 12),
-    later(6, "next", 12),
+    later(7, "next", 12),
     later(5, "more", 16),
     later(5, "less", 7),
 )
@@ -176,7 +176,7 @@ FIRST, LAST = PeerId("0"), PeerId("z")
         ((EVEN, EVEN, SAME), LAST, ALICE),
         ((EVEN, EVEN, SAME), FIRST, None),
         ((SAME, EVEN, EVEN), LAST, None),
-        ((NEXT, NEXT, SAME), FIRST, None),  # a round is no lead
+        ((NEXT, NEXT, SAME), FIRST, None),  # two rounds are no lead
         ((NEXT, NEXT, SAME), LAST, ALICE),
         ((AHEAD, EVEN, SAME), LAST, None),  # those do not agree
         # Alone on ours: two that agree in any case, else by the same order.

@@ -126,6 +126,8 @@ def test_nor_do_loss_doubling_overtaking_and_clocks_an_hour_off_change_that(
     assert skews == [-3600.0, -3600.0, 3600.0, 3600.0]
     check_healed(story, rounds=4)
     check_counted_once(story)
+    if trainer == "-streaming":  # with seed 3 the halves once ran side by side to the end
+        assert story.report.consensus == 0.0
 
 
 @sim

@@ -105,6 +105,14 @@ def test_a_wait_is_over_when_its_block_fails() -> None:
     assert waits.current is None
 
 
+def test_two_that_wait_for_the_same_end_their_own_wait_alone() -> None:
+    waits = Waits(lambda: 0.0)
+    with waits.on("a checkpoint", ALICE, 2.0):
+        with waits.on("a checkpoint", BOB, 2.0):
+            pass
+        assert waits.current == Waiting("a checkpoint", ALICE, 2.0)
+
+
 def test_the_open_waits_are_bounded() -> None:
     waits = Waits(lambda: 0.0)
     for number in range(1000):

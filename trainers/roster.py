@@ -25,8 +25,9 @@ SEAT_ROUNDS = 4
 """Who was in one of so many rosters keeps its place before a newcomer.  A guess: a peer 16 times
 slower than the fastest contributes to every second round."""
 
-NEAR_ROUNDS = 1
-"""What a peer said last may be as old as that: histories so close are on a par."""
+NEAR_ROUNDS = 2
+"""Histories so close are on a par: what a peer said last is a round old, and two that go on side by
+side are out of step by a part of one."""
 
 Place = tuple[Round, Digest]
 """A round and the slow weights at its start: who is at the same place can be averaged."""

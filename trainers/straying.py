@@ -37,7 +37,6 @@ class Straying:
         group = self._group
         is_led_on = group.open.chosen and not group.hopeless
         if is_led_on or not may_move or self.source:
-            self._repeats = 0
             return
         source = group.peers.to_follow(group.me, group.here, group.past, self._useless)
         self._repeats = self._repeats + 1 if source else 0
