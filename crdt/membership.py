@@ -2,8 +2,8 @@
 
 Presence says who is alive and what it does; the record says what it wants in the long run.
 Presence is newer, so without a sign of life nobody is a candidate, and a record only speaks
-against one: it left, it finished, it equivocated.  A peer whose record has not arrived yet is
-a candidate: its presence is signed, and records are seconds behind.
+against one: it left, it equivocated; who finished may still be asked.  A peer whose record has
+not arrived yet is a candidate: its presence is signed, and records are seconds behind.
 
 Pure: the same views and presences give the same answer, sorted by peer.
 """
@@ -81,8 +81,10 @@ def _state(presence: Presence | None) -> str:
 
 def _against(view: View | None, presence: Presence | None, states: tuple[str, ...]) -> str:
     """Why a peer is no candidate; empty if it is one."""
-    if isinstance(view, Content) and view.member and view.member.status != "joined":
-        return f"{view.member.status} the run"
+    if isinstance(view, Content) and view.member:
+        status = view.member.status
+        if status == "left" or (status == "finished" and presence is None):
+            return f"{status} the run"
     if isinstance(view, NoView):
         return view.reason
     if presence is None:

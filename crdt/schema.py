@@ -26,8 +26,6 @@ from protocol.limits import MAX_ROUND, MAX_TOKENS
 from protocol.messages import Checkpoint
 
 MAX_NAME_BYTES = 64
-MAX_CAPABILITIES = 16
-MAX_CAPABILITY_BYTES = 32
 MAX_CLOSED = 4
 """Enough for two partners' records to speak of the same round although one of them is a round or
 two behind in being passed on; what was decided about an exchange is in presence, of 4 as well."""
@@ -48,19 +46,12 @@ class Member:
     since: Round
     """The round in which it first began to train."""
     status: str = "joined"
-    capabilities: tuple[str, ...] = ()
-    """What it offers, sorted: "relay", "gpu", ..."""
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            check.text("member.name", self.name, MAX_NAME_BYTES, least=1)
+            check.line("member.name", self.name, MAX_NAME_BYTES, least=1)
         check.integer("member.since", self.since, 0, MAX_ROUND)
         check.one_of("member.status", self.status, STATUSES)
-        check.items("member.capabilities", self.capabilities, MAX_CAPABILITIES)
-        for capability in self.capabilities:
-            check.text("capability", capability, MAX_CAPABILITY_BYTES, least=1)
-        if list(self.capabilities) != sorted(set(self.capabilities)):
-            raise ValueError("member.capabilities are not sorted, or one is there twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +209,10 @@ class Content:
         """Taking part from `round` on, or again."""
         since = self.member.since if self.member else round
         return replace(self, member=Member(name=name, since=since, status="joined"))
+
+    def finished(self) -> Content:
+        """Its last round is closed; it still answers."""
+        return replace(self, member=self.member and replace(self.member, status="finished"))
 
     def left(self) -> Content:
         """Not taking part any more."""

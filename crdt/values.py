@@ -44,7 +44,7 @@ from protocol.messages import Checkpoint
 MAX_KEY_BYTES = 80
 """Of the longest key, "blame/" and a peer id of 52 characters, with room to spare."""
 MAX_VALUE_BYTES = 1024
-"""Of the largest value, a member with all its capabilities: 628 bytes."""
+"""Of the largest value, a control with all its changes: 596 bytes."""
 KEY_BYTES = 32
 """Of an Ed25519 public key."""
 KNOWN_PEERS = 4096

@@ -1,4 +1,4 @@
-"""The unix socket of the node's API: where it is bound, and who may connect."""
+"""The node's unix sockets, of its API and its worker: where they are, and who may connect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path on Linux, 108 with its zero."""
 
 
-def listening(path: Path) -> socket.socket:
+def listening(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A bound socket that only this user may connect to; a dead node's is replaced.
 
     Raises:
@@ -25,7 +25,7 @@ def listening(path: Path) -> socket.socket:
             f"{MAX_SOCKET_PATH_BYTES}; choose a shorter data directory with --data-dir"
         )
     path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     listener.bind(str(path))
     path.chmod(0o600)  # nobody can connect before listen(), so there is no gap
     return listener

@@ -12,19 +12,20 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from node import late_join
 from node import worker_wire as wire
 from node.blobstore import NoSpace
-from node.donors import Donors
+from node.donors import Members
 from node.journal import FIRST_ROUND, Journal
 from node.late_join import Choice
 from node.learner import Learner, StartRefused
-from node.offers import BEGUN, HAS_WEIGHTS
-from protocol.algorithms import GroupConfig, NolocoConfig
-from protocol.errors import PeerError, PeerUnavailable, WorkerLost
+from node.protection_around import Shared, UseShared
+from protocol.algorithms import GroupConfig, NolocoConfig, SpsaConfig
+from protocol.errors import Malformed, PeerError, PeerUnavailable, WorkerLost
 from protocol.ids import PeerId, short
-from protocol.messages import Checkpoint, Presence
+from protocol.messages import BEGUN, HAS_WEIGHTS, Checkpoint, Presence
 from protocol.spec import RunSpec
 from trainers import reanchor
 
@@ -41,9 +42,19 @@ The seed gives all the same round 0, so who is too early did no harm.  A guess."
 REJOIN_S = 3.0
 """How long a restarted node looks for members that are ahead.  They speak once a second."""
 LOOK_S = 0.2
+SHARED_S = 30.0
+"""How long members are asked for what all share, when our own part of it came back: they may be
+closing a round, starting, or busy.  Without it our own part is lost.  A guess."""
+VOUCHED_S = 5.0
+"""How long a joiner of an spsa run waits for two members with the same sum: a new base is known to
+all after a pull or two, which are 2 s apart."""
 
+T = TypeVar("T")
+
+Use = Callable[[Checkpoint], Awaitable[T]]
+"""Is given a checkpoint that lies in the store; raises StartRefused, Malformed: it is of no use."""
 Take = Callable[[wire.StartFromCheckpoint], Awaitable[wire.Ready]]
-Recover = Callable[[Callable[[PeerId], Awaitable[Checkpoint]]], Awaitable[bool]]
+Recover = Callable[[Shared], Awaitable[bool]]
 
 
 class Beginning:
@@ -56,7 +67,7 @@ class Beginning:
         *,
         learner: Learner,
         journal: Journal,
-        members: Donors,
+        members: Members,
         live: Callable[[], Sequence[Presence]],
         recover: Recover,
         clock: Callable[[], float],
@@ -66,7 +77,7 @@ class Beginning:
         Args:
             live: the members that are alive now.
             recover: puts our newest protected snapshot on disk, if members hold one
-                (`node.protection`); is given a way to fetch a member's checkpoint.
+                (`node.protection`); is given a way to what all members of a group share.
         """
         self._spec = spec
         self._me = me
@@ -88,7 +99,7 @@ class Beginning:
             return await self._fresh()
         if self._learner.has_snapshot and (ready := await self._from_disk()):
             return await self._rejoined(ready)
-        if await self._recover(self._fetched) and (ready := await self._from_disk()):
+        if await self._recover(self._shared) and (ready := await self._from_disk()):
             return await self._rejoined(ready)
         return await self._from_members_or_seed()
 
@@ -99,7 +110,7 @@ class Beginning:
             PeerError: the source's weights cannot be had, or not be trusted.
         """
         try:
-            return await self._from_members([source], self._learner.take_over)
+            return await self._taken([source], self._learner.take_over)
         except NoSpace as error:
             log.warning("no room for a checkpoint: reason=%s", error)
             raise PeerUnavailable(source, f"no room for its checkpoint: {error}") from error
@@ -126,7 +137,7 @@ class Beginning:
         until = self._clock() + REJOIN_S
         with self._journal.waits.on("members to compare rounds with", "any member", REJOIN_S):
             while (  # noqa: ASYNC110  presence expires by itself
-                len(self._begun()) < reanchor.WITNESSES and self._clock() < until
+                len(self._begun()) < reanchor.LEAST_AHEAD and self._clock() < until
             ):
                 await asyncio.sleep(LOOK_S)
         rounds = {presence.peer: presence.round for presence in self._begun()}
@@ -149,10 +160,8 @@ class Beginning:
         patience_s = ALONE_S if self._spec.creator == self._me else ORPHANED_S
         alone_since = self._clock()
         while True:
-            donors = [p for p in self._live() if p.state in HAS_WEIGHTS]
-            donors = sorted(donors, key=lambda p: p.round, reverse=True)
             try:
-                ready = await self._from_members([p.peer for p in donors], self._learner.start)
+                ready = await self._taken(self._donors(), self._learner.start)
             except PeerError as error:
                 log.info("no weights yet: %s", error)
             else:
@@ -167,17 +176,50 @@ class Beginning:
             with self._journal.waits.on("a member with weights", "any member", AGAIN_S):
                 await asyncio.sleep(AGAIN_S)
 
-    async def _from_members(self, donors: Sequence[PeerId], take: Take) -> wire.Ready:
+    def _donors(self) -> list[PeerId]:
+        """The members that others may start from; who says that it is furthest comes first."""
+        donors = [presence for presence in self._live() if presence.state in HAS_WEIGHTS]
+        return [p.peer for p in sorted(donors, key=lambda p: p.round, reverse=True)]
+
+    async def _shared(self, use: UseShared) -> None:
+        """What all members of a group share, for `node.protection`.
+
+        Raises:
+            PeerError: nobody gave any that can be trusted, and was of use, in `SHARED_S`.
+            NoSpace: there is no room for it.
+        """
+        until = self._clock() + SHARED_S
+        while True:
+            try:
+                return await self._from_members(self._donors(), use)
+            except PeerError as error:
+                if self._clock() >= until:
+                    raise
+                log.info("not what all share yet: %s", error)
+            with self._journal.waits.on("what all members share", "any member", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+
+    async def _taken(self, donors: Sequence[PeerId], take: Take) -> wire.Ready:
         """Start from, or go over to, the weights of one of these, or of all if they are equal.
 
         Raises:
             PeerError: none has any, or none that can be trusted.
             NoSpace: there is no room for them.
         """
+
+        async def use(checkpoint: Checkpoint) -> wire.Ready:
+            return await take(wire.StartFromCheckpoint(checkpoint))
+
+        ready = await self._from_members(donors, use)
+        self._journal.stands_at(ready.round, ready.weights)
+        return ready
+
+    async def _from_members(self, donors: Sequence[PeerId], use: Use[T]) -> T:
+        """Use the best checkpoint of these.  Raises PeerError and NoSpace as `_taken`."""
         failure: PeerError = PeerUnavailable(self._me, "no member has weights")
         for choice in await self._choices(donors[: late_join.MAX_ASKED]):
             try:
-                return await self._from(choice, take)
+                return await self._used(choice, use)
             except PeerError as error:
                 log.info("no weights from there: %s", error)
                 failure = error
@@ -185,6 +227,8 @@ class Beginning:
 
     async def _choices(self, donors: Sequence[PeerId]) -> list[Choice]:
         """What may be started from, the best first."""
+        if isinstance(self._spec.trainer, SpsaConfig) and len(donors) > 1:
+            return await self._sums(donors)
         offers = await late_join.asked(donors, self._members.checkpoint, "checkpoint")
         match self._spec.trainer:
             case NolocoConfig():
@@ -196,8 +240,26 @@ class Beginning:
             case _:
                 return late_join.of_each(offers)
 
-    async def _from(self, choice: Choice, take: Take) -> wire.Ready:
-        """Start from, or go over to, this checkpoint.
+    async def _sums(self, donors: Sequence[PeerId]) -> list[Choice]:
+        """spsa: sums at a base that two members offer; after a while those that one does."""
+        until = self._clock() + VOUCHED_S
+        while True:
+            offers = await late_join.asked(donors, self._at_base, "sum at a base")
+            choices = late_join.of_sums(offers)
+            vouched = [choice for choice in choices if len(choice.donors) >= late_join.AGREE]
+            if vouched or not offers:
+                return vouched
+            if self._clock() >= until:
+                log.warning("a sum is taken on one word: no two members offer the same")
+                return choices
+            with self._journal.waits.on("a second member with the same sum", "any", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+
+    async def _at_base(self, peer: PeerId) -> Checkpoint:
+        return await self._members.checkpoint(peer, at_base=True)
+
+    async def _used(self, choice: Choice, use: Use[T]) -> T:
+        """Fetch a checkpoint, and use it.
 
         Raises:
             PeerError: it cannot be had, or what came cannot be used.
@@ -208,16 +270,15 @@ class Beginning:
         try:
             if choice.sketches:
                 await self._compare(choice)
-            ready = await take(wire.StartFromCheckpoint(checkpoint))
-        except StartRefused as error:
+            result = await use(checkpoint)
+        except (StartRefused, Malformed) as error:
             log.warning("weights refused: donor=%s reason=%s", short(donor), error)
             raise PeerUnavailable(donor, str(error)) from error
         finally:
             await self._members.release(checkpoint)
-        self._journal.stands_at(ready.round, ready.weights)
         names = ",".join(short(peer) for peer in choice.donors)
-        log.info("weights taken: donors=%s round=%d", names, ready.round)
-        return ready
+        log.info("weights taken: donors=%s round=%d", names, checkpoint.round)
+        return result
 
     async def _compare(self, choice: Choice) -> None:
         """Raises StartRefused: the weights that came are not to be trusted."""
@@ -227,9 +288,3 @@ class Beginning:
             raise StartRefused(f"not compared with others: {error}") from error
         if objection := late_join.objection(choice, seen.round, seen.numbers):
             raise StartRefused(objection)
-
-    async def _fetched(self, donor: PeerId) -> Checkpoint:
-        """A member's checkpoint, for the caller to release."""
-        checkpoint = await self._members.checkpoint(donor)
-        await self._members.fetch(checkpoint, [donor])
-        return checkpoint

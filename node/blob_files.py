@@ -3,26 +3,43 @@
     HEX             the blob, once all of it is here; HEX is its name
     HEX.partial     while some of it is missing
     HEX.manifest    of a blob that stays; of one that is given back sooner or later, HEX.passing
+    *.unusable-N    what is broken past mending, kept for a person to look at; in no quota
 
-A chunk counts as right once its hash was compared in this process.  Functions here run in
-threads and change nothing in memory: `node.blobstore` notes what came of them.
+A chunk counts as right once its hash was compared in this process.  What is marked so runs in
+threads and changes nothing in memory: `node.blobstore` notes what came of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
+import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from node.files import settle
+from node.disk_thread import DiskThread
+from node.files import MAX_SET_ASIDE, SET_ASIDE, settle
+from node.uncancelled import uncancelled
 from protocol import codec
 from protocol.errors import Malformed
-from protocol.ids import DIGEST_BYTES, Digest, digest_of, short
-from protocol.manifest import CHUNK_BYTES, MAX_MANIFEST_BYTES, Manifest, open_manifest
+from protocol.ids import Digest, digest_of, short
+from protocol.manifest import (
+    CHUNK_BYTES,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    manifest_of_chunks,
+    open_manifest,
+)
 from protocol.spec import BlobRef
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +48,15 @@ LASTING = ".manifest"
 PASSING = ".passing"
 BESIDE = ".new"
 """Of a manifest that is being written."""
+OURS = re.compile(r"([0-9a-f]{64})(\.partial|\.manifest|\.passing|\.new)?")
+"""Names that a store gives; other files are somebody else's."""
+LOST = (errno.ENOENT, errno.EIO)
+"""Errors after which bytes are as good as wrong: no such file, or a bad block.  Others pass, as
+when this process has too many files open."""
+
+HANGS_S = 1.0
+"""For the disk to end what it was doing when we are cancelled: a chunk takes milliseconds.  Past it
+the disk hangs, and its thread is left behind, so that the node stops all the same."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,18 +86,37 @@ class BlobFile:
         hex = self.name.hex()
         return self.folder / (hex if self.is_whole else hex + PARTIAL)
 
+    @property
+    def is_all_right(self) -> bool:
+        return len(self.right) == self.manifest.num_chunks
+
+    @property
+    def is_idle(self) -> bool:
+        """Kept for nobody."""
+        return not (self.is_lasting or self.holders or self.is_receiving)
+
     # --- in threads -----------------------------------------------------------------------
 
     def create(self) -> None:
-        """Write the manifest, and take the room for all of it; OSError: there is none."""
-        beside = self.path.with_name(self.name.hex() + BESIDE)
-        beside.write_bytes(codec.encode(self.manifest))
-        settle(beside, self._manifest_path())
+        """Write the manifest, and take the room for all of it; OSError: there is none.
+
+        What was named whole for somebody who was cancelled meanwhile is gone on with.
+        """
+        self.write_manifest()
+        if not self.path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_suffix("").rename(self.path)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(fd, 0, self.manifest.size_bytes)
         finally:
             os.close(fd)
+
+    def write_manifest(self) -> None:
+        """Write the manifest, whole or not at all; OSError: the disk does not take it."""
+        beside = self.folder / (self.name.hex() + BESIDE)
+        beside.write_bytes(codec.encode(self.manifest))
+        settle(beside, self._manifest_path())
 
     def write(self, chunk: int, data: bytes | bytearray | memoryview) -> bool:
         """Write a chunk if its bytes are right; whether they are."""
@@ -96,8 +141,17 @@ class BlobFile:
             os.close(fd)
 
     def checked(self, chunk: int) -> bytes | None:
-        """The bytes of a chunk; None: they are wrong."""
-        data = self.read(chunk * CHUNK_BYTES, self.manifest.length(chunk))
+        """The bytes of a chunk; None: they are wrong, gone, or on a bad block.
+
+        Raises:
+            OSError: they cannot be read now, which says nothing about them.
+        """
+        try:
+            data = self.read(chunk * CHUNK_BYTES, self.manifest.length(chunk))
+        except OSError as error:
+            if error.errno in LOST:
+                return None
+            raise
         return data if digest_of(data) == self.manifest.digest(chunk) else None
 
     def right_of(self, chunks: Iterable[int]) -> set[int]:
@@ -115,8 +169,9 @@ class BlobFile:
                 whole.rename(partial)
 
     def delete(self) -> None:
-        """Remove it."""
-        for path in (self.path, self._manifest_path()):
+        """Remove it, whatever its name is by now."""
+        hex = self.name.hex()
+        for path in (self.folder / hex, self.folder / (hex + PARTIAL), self._manifest_path()):
             path.unlink(missing_ok=True)
 
     def _manifest_path(self) -> Path:
@@ -124,39 +179,137 @@ class BlobFile:
 
 
 def files_in(folder: Path) -> Iterator[BlobFile]:
-    """The blobs of an earlier process; what belongs to none is removed.
+    """The blobs of an earlier process; what may be the only good copy of one is never removed.
 
     A whole passing blob is of no use any more; a partial one is gone on with, should it be wanted
-    again.
+    again.  The manifest of a lasting blob that is broken or gone is made anew if the bytes are
+    right, so each of them is hashed.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept: set[Path] = set()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (LASTING, PASSING) or (found := _read(path)) is None:
-            continue
-        hex = path.name.removesuffix(path.suffix)
-        found.is_whole = (folder / hex).is_file()
-        if found.is_lasting or not found.is_whole:
-            if found.path.is_file():
-                found.held = set(range(found.manifest.num_chunks))
-            kept |= {path, found.path}
-            yield found
-    for path in folder.iterdir():
-        if path not in kept and path.is_file():
-            path.unlink()
+    matches = [OURS.fullmatch(name) for name in os.listdir(folder)]
+    for hex in sorted({match[1] for match in matches if match}):
+        try:
+            found = _found(folder, Digest(bytes.fromhex(hex)))
+        except OSError as error:  # it may be readable the next time
+            log.warning("blob passed over: digest=%.8s reason=%s", hex, error.strerror)
+        else:
+            if found:
+                yield found
 
 
-def _read(path: Path) -> BlobFile | None:
-    hex = path.name.removesuffix(path.suffix)
-    try:
-        name = Digest(bytes.fromhex(hex))
-        if path.stat().st_size > MAX_MANIFEST_BYTES or len(name) != DIGEST_BYTES:
-            raise Malformed("not the size of a manifest")
-        manifest = open_manifest(name, path.read_bytes())
-    except ValueError as error:
-        log.warning("blob broken on disk, removed: file=%s reason=%s", path.name, error)
+def _found(folder: Path, name: Digest) -> BlobFile | None:
+    """The blob of this name; None: there is none any more.  Raises OSError: it cannot be read."""
+    whole = folder / name.hex()
+    partial, lasting, passing, beside = (
+        whole.with_name(whole.name + suffix) for suffix in (PARTIAL, LASTING, PASSING, BESIDE)
+    )
+    beside.unlink(missing_ok=True)
+    is_lasting = os.path.lexists(lasting) or not os.path.lexists(passing)
+    manifest = _read(name, lasting if is_lasting else passing)
+    if manifest is None and is_lasting:
+        manifest = _mended(name, whole, partial, lasting)
+    elif manifest is None or (not is_lasting and whole.is_file()):
+        for path in (whole, partial, passing):  # of a checkpoint that nobody holds any more
+            path.unlink(missing_ok=True)
         return None
-    return BlobFile(path.parent, name, manifest, path.suffix == LASTING)
+    if manifest is None:
+        return None
+    found = BlobFile(folder, name, manifest, is_lasting, is_whole=whole.is_file())
+    if found.path.is_file():
+        found.held = set(range(manifest.num_chunks))
+    return found
+
+
+def _read(name: Digest, path: Path) -> Manifest | None:
+    """A blob's manifest on disk; None: it is broken or gone.  Raises OSError: not readable now."""
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise Malformed("not the size of a manifest")
+        return open_manifest(name, path.read_bytes())
+    except OSError as error:
+        if error.errno not in LOST:
+            raise
+        log.warning("blob manifest gone: file=%s reason=%s", path.name, error.strerror)
+    except ValueError as error:
+        log.warning("blob manifest broken on disk: file=%s reason=%s", path.name, error)
+    return None
+
+
+def _mended(name: Digest, whole: Path, partial: Path, lasting: Path) -> Manifest | None:
+    """The manifest made from the bytes, and written; None: they are not the blob's, and kept aside.
+
+    Raises:
+        OSError: the bytes cannot be read now.
+    """
+    wrong = []
+    for path in (whole, partial):
+        manifest = _manifest_of_file(path) if path.is_file() else None
+        if manifest and manifest.name == name:
+            blob = BlobFile(path.parent, name, manifest, is_lasting=True)
+            try:
+                blob.write_manifest()
+            except OSError as error:  # it is made again the next time
+                log.warning("blob manifest not written: reason=%s", error.strerror)
+            log.warning("blob manifest made anew from the blob's bytes: %s", described(blob))
+            return manifest
+        wrong += [path] if os.path.lexists(path) else []
+    if not wrong:
+        lasting.unlink(missing_ok=True)  # broken, and nothing is here that it tells of
+        return None
+    wrong += [lasting] if os.path.lexists(lasting) else []
+    log.warning(
+        "blob broken on disk: its manifest does not read, and its bytes are not those of its name; "
+        "%s; it is fetched again if a member has it, else put a good copy at %s and start again",
+        *(_set_aside(wrong), whole),
+    )
+    return None
+
+
+def _manifest_of_file(path: Path) -> Manifest | None:
+    """What the manifest of this file is; None: no blob is so short or so long."""
+    try:
+        with path.open("rb") as file:
+            return manifest_of_chunks(iter(lambda: file.read(CHUNK_BYTES), b""))
+    except ValueError:
+        return None
+
+
+def _set_aside(paths: list[Path]) -> str:
+    """As `node.snapshots` does: names under which nobody reads or removes them; what was done."""
+    folder = paths[0].parent
+    for count in range(1, MAX_SET_ASIDE + 1):
+        if not any(folder.glob(f"*{SET_ASIDE}{count}")):
+            asides = [path.rename(f"{path}{SET_ASIDE}{count}") for path in paths]
+            return f"kept as {', '.join(aside.name for aside in asides)}"
+    return f"left as it is, for {MAX_SET_ASIDE} others are kept already: remove those"
+
+
+def what_is_here(folder: Path, name: Digest, blob: BlobFile | None) -> str:
+    """Of a blob that is not all here, for the operator."""
+    if blob is not None:
+        return (
+            f"our own copy is broken or was never complete, {len(blob.right)} of "
+            f"{blob.manifest.num_chunks} chunks are right in {blob.path}"
+        )
+    if aside := sorted(folder.glob(f"{name.hex()}*{SET_ASIDE}*")):
+        return f"our own copy is broken and kept as {aside[0]}"
+    return "it is not here"
+
+
+async def to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread; being cancelled waits for its end, so nothing writes afterwards."""
+    thread = DiskThread("blobs")
+    doing = asyncio.get_running_loop().run_in_executor(
+        thread, functools.partial(work, *args, **kwargs)
+    )
+    thread.shutdown()
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await uncancelled({doing}, HANGS_S)
+        if not doing.done():
+            log.warning("the disk hangs, its thread is left behind: after_s=%g", HANGS_S)
+        raise
 
 
 def described(blob: BlobFile) -> str:

@@ -24,6 +24,8 @@ LOOK_S = 5.0
 AGAIN_S = 1800.0
 """Half the life of a provider record (node/p2p/providers.py).  A lookup moves 0.2 MB, and live
 members are asked before the DHT is."""
+UNHEARD_AGAIN_S = 60.0
+"""Until a blob is told again that no other peer has heard of."""
 MAX_TOLD = 16
 """Blobs that the DHT is told of: three of the spec, and some checkpoints."""
 MAX_CANDIDATES = 8
@@ -63,16 +65,15 @@ class BlobProviders:
         self._whole = whole
         self._waits = waits
         self._clock = clock
-        self._told_at: dict[Digest, float] = {}
+        self._tell_at: dict[Digest, float] = {}
 
     async def run(self) -> None:
         """Tell the DHT, until cancelled."""
         while True:
             here = self._whole()[:MAX_TOLD]
-            self._told_at = {name: at for name, at in self._told_at.items() if name in here}
+            self._tell_at = {name: at for name, at in self._tell_at.items() if name in here}
             for digest in here:
-                told_at = self._told_at.get(digest)
-                if told_at is None or self._clock() - told_at >= AGAIN_S:
+                if self._clock() >= self._tell_at.get(digest, 0.0):
                     await self._tell(digest)
             await asyncio.sleep(LOOK_S)
 
@@ -94,9 +95,11 @@ class BlobProviders:
 
     async def _tell(self, digest: Digest) -> None:
         """Once, whether another peer heard it or not: a DHT of one is told again by and by."""
+        what = f"word of blob {short(digest)} to arrive"
         try:
-            async with asyncio.timeout(LOOKUP_S):
-                is_told = await self._bridge.provide(blob_key(self._run, digest))
+            with self._waits.on(what, "the DHT", LOOKUP_S):
+                async with asyncio.timeout(LOOKUP_S):
+                    is_told = await self._bridge.provide(blob_key(self._run, digest))
         except TimeoutError:
             is_told = False
-        self._told_at[digest] = self._clock() - (0 if is_told else AGAIN_S - 60.0)
+        self._tell_at[digest] = self._clock() + (AGAIN_S if is_told else UNHEARD_AGAIN_S)

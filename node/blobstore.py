@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from node.blob_files import BlobFile, described, files_in
+from node.arena import map_read_only
+from node.blob_files import BlobFile, described, files_in, to_its_end, what_is_here
 from protocol import codec
 from protocol.errors import ConfigError
 from protocol.ids import Digest
@@ -63,7 +63,7 @@ class BlobStore:
         self._recent: dict[tuple[Digest, int], bytes] = {}
 
     async def open(self) -> None:
-        """Look at what is there; removes what belongs to no blob."""
+        """Look at what is there, and mend what can be; see `files_in`."""
         found = await on_disk(lambda: list(files_in(self._folder)))
         self._blobs = {blob.name: blob for blob in found}
 
@@ -92,8 +92,8 @@ class BlobStore:
         Raises:
             NoSpace: it does not fit.
         """
-        with mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
-            return await self._put(view, is_lasting=False)
+        memory = map_read_only(fd, size_bytes)  # goes with its last view, an error's traceback too
+        return await self._put(memoryview(memory), is_lasting=False)
 
     async def _put(self, data: bytes | memoryview, *, is_lasting: bool) -> BlobRef:
         manifest = await on_disk(lambda: manifest_of_chunks(_chunks(data)))
@@ -116,11 +116,19 @@ class BlobStore:
     # --- reading ------------------------------------------------------------------------------
 
     async def path(self, digest: Digest) -> Path | None:
-        """The file of a whole blob whose bytes were checked; None if it is not here."""
+        """The file of a whole blob whose bytes were checked; None if it is not here.
+
+        What is right of a partial one is known afterwards; it may be all by now.
+
+        Raises:
+            NoSpace: the disk does not say.
+        """
         blob = self._blobs.get(digest)
-        if blob is None or not blob.is_whole:
+        if blob is None or (blob.is_receiving and not blob.is_whole):
             return None
         await self._check(blob)
+        if blob.is_all_right and not blob.is_receiving:
+            await self._name_whole(blob)
         return blob.path if blob.is_whole else None
 
     @asynccontextmanager
@@ -147,8 +155,12 @@ class BlobStore:
         chunks = b"" if blob.is_whole else bitfield_of(blob.right, blob.manifest.num_chunks)
         return Held(codec.encode(blob.manifest), chunks)
 
+    def what_is_here(self, digest: Digest) -> str:
+        """Of a blob that is not all here, for the operator."""
+        return what_is_here(self._folder, digest, self._blobs.get(digest))
+
     async def read(self, digest: Digest, offset: int, length: int) -> bytes | None:
-        """These bytes of one chunk, fewer at its end; None if it is not here."""
+        """These bytes of one chunk, fewer at its end; None if it is not here, or not readable."""
         blob = self._blobs.get(digest)
         chunk = offset // CHUNK_BYTES
         if blob is None or chunk not in blob.held:
@@ -158,19 +170,15 @@ class BlobStore:
             data = await self._checked(blob, chunk)
             return data and data[offset % CHUNK_BYTES :][: max(length, 0)]
         except NoSpace as error:
-            log.warning("blob not readable, forgotten: %s reason=%s", described(blob), error)
-            self._blobs.pop(digest, None)
+            log.warning("blob not readable now: %s reason=%s", described(blob), error)
             return None
 
     async def _check(self, blob: BlobFile) -> None:
         """Hash what was not hashed yet in this process; what is wrong is not here any more."""
         unknown = blob.held - blob.right
-        try:
-            right = await on_disk(blob.right_of, unknown) if unknown else set()
-        except NoSpace:  # there is no such file any more
-            right = set()
+        right = await on_disk(blob.right_of, unknown) if unknown else set()
         blob.right |= right
-        await self._spoil(blob, unknown - right)
+        await self._spoil(blob, unknown - blob.right)  # some came meanwhile, maybe
 
     async def _checked(self, blob: BlobFile, chunk: int) -> bytes | None:
         """A chunk, hashed whenever it comes from disk; its pieces are asked for one by one."""
@@ -189,12 +197,13 @@ class BlobStore:
         """These chunks are not what they were: the blob is partly here from now on."""
         if not chunks:
             return
+        if not await on_disk(blob.path.exists):  # somebody deleted it
+            chunks = chunks | blob.held
         blob.held -= chunks
+        blob.right -= chunks
         if blob.is_whole:
-            log.warning(
-                "blob broken on disk: %s chunks=%d of %d",
-                *(described(blob), len(chunks), blob.manifest.num_chunks),
-            )
+            lost = f"{len(chunks)} of {blob.manifest.num_chunks}"
+            log.warning("blob broken on disk: %s chunks=%s", described(blob), lost)
             await on_disk(blob.rename, is_whole=False)
             blob.is_whole = False
 
@@ -220,11 +229,7 @@ class BlobStore:
             await self._forget(blob)
 
     def _idle(self) -> list[BlobFile]:
-        return [
-            blob
-            for blob in self._blobs.values()
-            if not (blob.is_lasting or blob.holders or blob.is_receiving)
-        ]
+        return [blob for blob in self._blobs.values() if blob.is_idle]
 
     async def _forget(self, blob: BlobFile) -> None:
         self._blobs.pop(blob.name, None)
@@ -284,10 +289,13 @@ class BlobStore:
                 "raise disk_mib or remove old blobs"
             )
 
-    async def _finish(self, blob: BlobFile) -> None:
+    async def _name_whole(self, blob: BlobFile) -> None:
         if not blob.is_whole:
             await on_disk(blob.rename, is_whole=True)
             blob.is_whole = True
+
+    async def _finish(self, blob: BlobFile) -> None:
+        await self._name_whole(blob)
         if not blob.is_lasting:
             blob.holders += 1
 
@@ -327,17 +335,9 @@ class Receiving:
 
 
 async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread; being cancelled waits for its end, so nothing writes afterwards.
-
-    Raises:
-        NoSpace: the disk does not do it.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    """`to_its_end`.  Raises NoSpace: the disk does not do it."""
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+        return await to_its_end(work, *args, **kwargs)
     except OSError as error:
         raise NoSpace(
             f"disk: {error.strerror} in {error.filename or 'the data directory'}, expected to read "

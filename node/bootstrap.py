@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from node.addr_text import peer_in
 from node.ports import Bridge
 from node.telemetry import Waits
 from protocol.errors import PeerUnavailable
@@ -108,11 +109,6 @@ class Bootstraps:
         connected = self._bridge.connected()
         peers = dict.fromkeys(map(peer_in, self._addrs))
         return peer in sorted(peers, key=lambda other: other not in connected)[:KEPT]
-
-
-def peer_in(addr: str) -> PeerId:
-    """The peer at the end of a multiaddr."""
-    return PeerId(addr.rpartition("/p2p/")[2])
 
 
 def longer(pause_s: float, most_s: float, rng: random.Random) -> float:

@@ -12,9 +12,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.console import Console
 from node import cli_control, cli_ledger, cli_model, corpus, handover, keys, telemetry, view
 from node import demo as demo_swarm
 from node.api import ApiClient
-from node.cli_model import DataDir
+from node.cli_node import DataDir, ask
 from node.config import (
     BootstrapOnly,
     CreateRun,
@@ -36,8 +35,6 @@ from node.run_file import CORPORA
 from protocol import ticket as tickets
 from protocol.errors import ConfigError, ShoalError
 from protocol.ticket import Ticket
-
-T = TypeVar("T")
 
 BAD_INPUT = 2
 
@@ -87,7 +84,7 @@ def main() -> None:
 
 
 def _fail(error: BaseException, status: int) -> None:
-    print(f"shoal: {error}", file=sys.stderr)
+    print(f"shoal: {telemetry.harmless(str(error), but=chr(10))}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -235,7 +232,7 @@ def status(
     data_dir: DataDir = None,
 ) -> None:
     """Show what the node does now."""
-    found = _ask(data_dir, ApiClient.status)
+    found = ask(data_dir, ApiClient.status)
     if quiet:
         return
     if as_json:
@@ -251,25 +248,18 @@ def peers(
     data_dir: DataDir = None,
 ) -> None:
     """Show the members that the node sees."""
-    found = _ask(data_dir, ApiClient.peers)
+    found = ask(data_dir, ApiClient.peers)
     if as_json:
         print(json.dumps(found))
         return
-    Console().print(view.peers_table(found))
+    console = Console()
+    console.print(view.peers_table(found, console.width))
 
 
 @app.command()
 def leave(data_dir: DataDir = None) -> None:
     """Leave the run and stop the node; its files stay."""
-    _ask(data_dir, ApiClient.leave)
-
-
-def _ask(data_dir: Path | None, call: Callable[[ApiClient], Awaitable[T]]) -> T:
-    async def ask() -> T:
-        async with ApiClient(load_node_config(data_dir, {}).api_socket) as node:
-            return await call(node)
-
-    return asyncio.run(ask())
+    ask(data_dir, ApiClient.leave)
 
 
 # --- the rest ----------------------------------------------------------------------------

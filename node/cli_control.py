@@ -5,14 +5,11 @@ They ask the creator's running node, which writes the word into its record.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
-from node.api import ApiClient
-from node.cli_model import DataDir
-from node.config import load_node_config
+from node.cli_node import DataDir, ask
 
 app = typer.Typer()
 
@@ -50,8 +47,4 @@ def set_(
 
 
 def _order(data_dir: DataDir, order: dict[str, str | int | None]) -> None:
-    async def ask() -> str:
-        async with ApiClient(load_node_config(data_dir, {}).api_socket) as node:
-            return await node.order(order)
-
-    print(asyncio.run(ask()))
+    print(ask(data_dir, lambda node: node.order(order)))

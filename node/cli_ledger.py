@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated
 
@@ -10,9 +9,8 @@ import typer
 from rich.console import Console
 
 from node import view
-from node.api import ApiClient, Contributions
-from node.cli_model import DataDir
-from node.config import load_node_config
+from node.api import ApiClient
+from node.cli_node import DataDir, ask
 
 app = typer.Typer()
 
@@ -23,12 +21,7 @@ def contributions(
     data_dir: DataDir = None,
 ) -> None:
     """Show who trained how much, by the signed records: the same at every member."""
-
-    async def ask() -> Contributions:
-        async with ApiClient(load_node_config(data_dir, {}).api_socket) as node:
-            return await node.contributions()
-
-    found = asyncio.run(ask())
+    found = ask(data_dir, ApiClient.contributions)
     if as_json:
         print(json.dumps(found))
         return

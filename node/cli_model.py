@@ -12,16 +12,13 @@ from typing import Annotated
 
 import typer
 
+from node.cli_node import DataDir
 from node.config import load_node_config
+from node.telemetry import harmless
 from node.view import size
 from protocol.ids import short
 
 app = typer.Typer()
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Directory of this node.  [default: $SHOAL_DATA or ~/.local/share/shoal]"),
-]
 
 
 @app.command()
@@ -71,7 +68,7 @@ def sample(
     data_dir: DataDir = None,
 ) -> None:
     """Go on with a prompt, as the trained model would."""
-    from node.sample import Options, harmless, read_prompt, sample_model  # it brings torch
+    from node.sample import Options, read_prompt, sample_model  # it brings torch
 
     sampled = sample_model(
         Options(
@@ -87,7 +84,7 @@ def sample(
     is_terminal = sys.stdout.isatty()
     _tell(sampled.note)
     for piece in sampled.pieces:
-        text = harmless(piece) if is_terminal else piece
+        text = harmless(piece, but="\n\t") if is_terminal else piece
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
     print(flush=True)

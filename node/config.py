@@ -23,7 +23,7 @@ from protocol.ticket import Ticket
 
 MAX_FILE_BYTES = 64 * 1024
 """A settings file is a page or two; more is another kind of file."""
-MAX_ADDRS = 16
+MAX_GIVEN_ADDRS = 16
 """Addresses in one setting; a ticket carries eight."""
 MIB = 1024 * 1024
 
@@ -102,7 +102,7 @@ class NodeConfig:
         check.integer("disk_mib", self.disk_mib, 16, 1 << 24)
         check.number("first_contact_s", self.first_contact_s, 0.1, 86400.0)
         check.items("own_data", self.own_data, 4096)
-        check.text("name", self.name, 64)
+        check.line("name", self.name, 64)
         check.one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
 
     @property
@@ -201,7 +201,7 @@ def _updated(
 
 
 def _bounded(name: str, addrs: tuple[str, ...]) -> tuple[str, ...]:
-    check.items(name, addrs, MAX_ADDRS)
+    check.items(name, addrs, MAX_GIVEN_ADDRS)
     return addrs
 
 

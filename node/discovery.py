@@ -21,7 +21,8 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from node.bootstrap import FIRST_AGAIN_S, LAST_AGAIN_S, Bootstraps, longer, peer_in
+from node.addr_text import peer_in
+from node.bootstrap import FIRST_AGAIN_S, LAST_AGAIN_S, Bootstraps, longer
 from node.greeting import MAX_GREETINGS, Greetings, remember
 from node.lan import Lan
 from node.peer_cache import PeerCache
@@ -31,10 +32,9 @@ from node.telemetry import Waits
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, Malformed
 from protocol.ids import DIGEST_BYTES, PeerId, RunId, short
+from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS
 from protocol.messages import Presence
 from protocol.peer_record import (
-    MAX_ADDR_BYTES,
-    MAX_ADDRS,
     TTL_S,
     PeerRecord,
     open_peer_record,
@@ -303,14 +303,14 @@ class Discovery:
                         if is_new and self._greetings.is_able(presence.peer):
                             greetings.create_task(self._greetings.greet(presence.peer))
                     self._remember_members()
-                    self._cache.save_sometimes(self._clock())
+                    await self._cache.save_sometimes(self._clock())
                     if announced != self._announced_addrs():
                         announced = self._announced_addrs()
                         self._provide_now.set()
                     await asyncio.sleep(LOOK_S)
         finally:
             self._remember_members()
-            self._cache.save()
+            await self._cache.save()
 
     def _remember_members(self) -> None:
         for presence in self._live():

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-from node.p2p.answering import BUSY
+from node.p2p.answering import TRANSIENT
 from node.ports import Rpc
 from node.rpc import FAILED, CallRefused
 from protocol import rpc
@@ -29,7 +29,7 @@ FEW_DONORS = 4
 """Fewer than this a while after the beginning, or none at the beginning: the DHT is asked, too."""
 DHT_AGAIN_S = 60.0
 """A lookup moves 0.2 MB."""
-PASSING = (FAILED, BUSY)
+NO_WORD = (FAILED, *TRANSIENT)
 """Refusals that say nothing about whether the peer holds the blob."""
 
 Peers = Callable[[], Sequence[PeerId]]
@@ -100,7 +100,7 @@ class DonorSearch:
         try:
             await self._ask(peer)
         except PeerError as error:
-            is_passing = isinstance(error, CallRefused) and error.code in PASSING
+            is_passing = isinstance(error, CallRefused) and error.code in NO_WORD
             is_gone = isinstance(error, PeerUnavailable) and not isinstance(error, CallRefused)
             if not is_passing and not is_gone:  # who is gone shows when it is asked for a piece
                 self._tell(DonorLost(peer, str(error)))

@@ -16,7 +16,7 @@ from protocol.algorithms import SpsaConfig
 from protocol.envelope import Domain, verify
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.fragments import num_parameters
-from protocol.ids import Digest, PeerId, Round, RunId, short
+from protocol.ids import Digest, PeerId, Round, short
 from protocol.messages import MAX_MESSAGE_BYTES, Checkpoint
 from protocol.spec import BlobRef, RunSpec
 from protocol.spsa import MAX_HORIZON_BYTES
@@ -36,7 +36,7 @@ HEADER_BYTES = 4096
 """Of a checkpoint at most: names, shapes, round and the run, some 200 bytes of JSON."""
 
 
-class Donors:
+class Members:
     """The members of one run, as a joiner sees them."""
 
     def __init__(self, spec: RunSpec, transfers: Transfers, waits: Waits) -> None:
@@ -44,15 +44,19 @@ class Donors:
         self._transfers = transfers
         self._waits = waits
 
-    async def checkpoint(self, peer: PeerId) -> Checkpoint:
+    async def checkpoint(self, peer: PeerId, *, at_base: bool = False) -> Checkpoint:
         """What `peer` offers to start from; its own signed word.
+
+        Args:
+            at_base: spsa: its sum at the newest base, not that of now.
 
         Raises:
             PeerUnavailable: it has nothing, or is gone.
             RemoteProtocolError: it offers what is no checkpoint of this run.
         """
         with self._waits.on("a checkpoint", peer, rpc.CHECKPOINT.deadline_s):
-            offer = await ask_checkpoint(self._transfers.caller, peer, self._transfers.run)
+            call = rpc.CheckpointCall(self._transfers.run, at_base)
+            offer = await ask_checkpoint(self._transfers.caller, peer, call)
         least, most = checkpoint_bounds(self._spec)
         if not least < offer.size_bytes <= most:
             raise RemoteProtocolError(
@@ -107,11 +111,11 @@ class Donors:
         await self._transfers.store.forget_partials()
 
 
-async def ask_checkpoint(caller: Rpc, peer: PeerId, run: RunId) -> Checkpoint:
-    """The offer of `peer`, whatever it is worth; raises as `Donors.checkpoint`."""
-    signed = await caller.call(peer, rpc.CHECKPOINT, rpc.CheckpointCall(run))
+async def ask_checkpoint(caller: Rpc, peer: PeerId, call: rpc.CheckpointCall) -> Checkpoint:
+    """The offer of `peer`, whatever it is worth; raises as `Members.checkpoint`."""
+    signed = await caller.call(peer, rpc.CHECKPOINT, call)
     try:
-        verify(peer, Domain.CHECKPOINT, run, signed.body, signed.signature)
+        verify(peer, Domain.CHECKPOINT, call.run, signed.body, signed.signature)
         return codec.decode(Checkpoint, signed.body, max_bytes=MAX_MESSAGE_BYTES)
     except Malformed as error:
         raise RemoteProtocolError(peer, f"offered a bad checkpoint: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.arena import Arena, ArenaFull
-from node.pieces import fetch_pieces
+from node.pieces import fetch_into
 from node.ports import Rpc
 from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
@@ -37,7 +37,7 @@ class ScalarTraffic:
 
 
 class Exchange:
-    """`node.driver.Network` over RPC."""
+    """`node.shell_ports.Network` over RPC."""
 
     def __init__(
         self,
@@ -75,28 +75,27 @@ class Exchange:
 
     async def fetch(self, digest: Digest, size_bytes: int, source: PeerId) -> None:
         """Hold the payload, checked against its name.  Raises `PeerError`."""
+
+        async def ask(offset: int, into: memoryview, deadline_s: float) -> None:
+            call = rpc.FetchCall(self._run, digest, offset, len(into))
+            await self._caller.call(source, rpc.FETCH, call, deadline_s=deadline_s, into=into)
+
         try:
-            slot = self._arena.reserve(size_bytes)
-            try:
-                await self._fill(slot.view, digest, source)
-                await slot.verify_and_commit(digest)
-                self.fetched[size_bytes] += 1
-            finally:
-                slot.abandon()
+            await fetch_into(
+                self._arena,
+                digest,
+                size_bytes,
+                source,
+                ask,
+                deadline_s=self._fetch_deadline_s,
+                is_relayed=self._is_relayed,
+            )
+            self.fetched[size_bytes] += 1
         except ArenaFull as error:
             raise PeerUnavailable(source, f"no memory for its payload: {error}") from error
         except Malformed as error:
             self.blame(source, f"sent another payload: {error}")
             raise RemoteProtocolError(source, str(error)) from error
-
-    async def _fill(self, view: memoryview, digest: Digest, source: PeerId) -> None:
-        async def ask(offset: int, into: memoryview, deadline_s: float) -> None:
-            call = rpc.FetchCall(self._run, digest, offset, len(into))
-            await self._caller.call(source, rpc.FETCH, call, deadline_s=deadline_s, into=into)
-
-        await fetch_pieces(
-            source, view, ask, deadline_s=self._fetch_deadline_s, is_relayed=self._is_relayed
-        )
 
     def release(self, digest: Digest) -> None:
         """Drop the payload; one that is not held is no error."""

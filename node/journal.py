@@ -1,35 +1,24 @@
-"""What training tells the rest of the node: status, presence, records, log.
-
-`Journal` is what the driver writes into; `Worker` is the learner as the driver sees it, with an
-eye on what it answers.
-"""
+"""What training tells the rest of the node: status, presence, records, log."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from crdt.schema import MAX_LOSS, ClosedRound, Content, Progress
-from node import worker_wire as wire
-from node.arena import ArenaFull
-from node.learner import InnerResult, Learner
 from node.tally import Due, Tally, counted
 from node.telemetry import Rounds, Waits
-from node.worker_wire_control import ChangeSettings
 from node.worker_wire_save import Saved
 from protocol.changes import InForce, spec_in, value_of
-from protocol.errors import ConfigError, PayloadRefused
 from protocol.ids import Digest, PeerId, Round, short
 from protocol.messages import Decision, Exchange
 from protocol.spec import RunSpec
-from protocol.spsa import Frame
 from trainers.effects import (
     Agreed,
-    ApplyOuter,
     Closed,
     Finished,
     Gathered,
@@ -37,25 +26,19 @@ from trainers.effects import (
     Unpaused,
     Wait,
 )
-from trainers.events import Resumed, Sampled
 
 log = logging.getLogger(__name__)
 
 FIRST_ROUND = Round(0)
-PAIR = 2
 PAUSE_S = 86400.0
 """A pause ends by itself after a day: the creator may be gone, and nothing waits for ever."""
 MAX_PAST = 64
 """Rounds whose weights are known by name: a checkpoint is offered within seconds."""
-MAX_PAYLOADS = 4
-"""Payloads of ours whose tokens are remembered: one is open, and one ahead."""
-SPREADS = 8
-"""Exchanges whose spread is averaged for the live consensus figure.  A guess."""
 
 
 @dataclass(slots=True)
 class Journal:
-    """What training tells presence, records, status and the log; see `node.driver.Journal`."""
+    """What training tells presence, records, status and the log; see `node.shell_ports.Journal`."""
 
     me: PeerId
     waits: Waits
@@ -196,11 +179,11 @@ class Journal:
         self.changes = changes
 
     def finished(self, finished: Finished) -> None:
+        """The last round is closed; the state follows once that is on disk."""
         self.round = finished.round
-        self.enter("finished")
         self.waits.end("round")
+        self.write(Content.finished)
         self.ended.set()
-        log.info("run finished: round=%d", finished.round)
 
     def _record(self, closed: Closed, facts: ClosedRound) -> None:
         if self.weights is None:
@@ -210,101 +193,3 @@ class Journal:
             round=closed.round, tokens=closed.tokens, loss=loss, weights=self.weights
         )
         self.write(lambda content: content.with_round(facts, progress, half=closed.half))
-
-
-def resumed(ready: wire.Ready) -> Resumed:
-    """What a worker that stands somewhere means to the trainer."""
-    return Resumed(ready.round, ready.weights, ready.horizon)
-
-
-class Worker:
-    """`node.driver.Learner` over the worker process; notes what it says for the journal."""
-
-    def __init__(
-        self,
-        learner: Learner,
-        journal: Journal,
-        go_over_to: Callable[[PeerId], Awaitable[wire.Ready]],
-    ) -> None:
-        """Args: go_over_to: takes a member's weights; raises `PeerError`, `WorkerLost`."""
-        self._learner = learner
-        self._journal = journal
-        self._go_over_to = go_over_to
-        self._tokens = 0
-        """Of the inner steps since the last snapshot."""
-        self._payloads: dict[Digest, tuple[Round, int]] = {}
-        """Rounds and tokens of our newest ones."""
-
-    async def inner(self, round: Round, steps: int) -> InnerResult:
-        result = await self._learner.inner(round, steps)
-        self._tokens = result.tokens
-        if self._learner.progress:
-            self._journal.loss = self._learner.progress.loss
-        return result
-
-    def close_inner(self) -> None:
-        self._learner.close_inner()
-
-    def change(self, changes: tuple[InForce, ...]) -> None:
-        self._journal.changed(changes)
-        self._learner.change(ChangeSettings(changes))
-
-    async def snapshot(self, round: Round, fragment: int) -> tuple[Digest, int]:
-        try:
-            digest, size_bytes = await self._learner.snapshot(round, fragment)
-        except ArenaFull as error:
-            raise ConfigError(
-                f"{error}; raise memory_mib in node.toml, or what the system grants (ulimit -n)"
-            ) from error
-        self._payloads[digest] = (round, self._tokens)
-        self._payloads = dict(list(self._payloads.items())[-MAX_PAYLOADS:])
-        self._tokens = 0
-        return digest, size_bytes
-
-    async def outer(self, effect: ApplyOuter) -> Digest:
-        due = self._due(effect)
-        self._journal.tally.add(due)
-        await self._journal.tally.flush()  # before the worker can save what it counts
-        try:
-            done = await self._learner.outer(effect)
-        except PayloadRefused:
-            self._journal.tally.drop(due.closes)
-            raise
-        self._journal.stands_at(effect.round, done.weights)
-        if len(effect.shares) == PAIR:
-            self._journal.spreads = [*self._journal.spreads, done.spread][-SPREADS:]
-        return done.weights
-
-    def _due(self, effect: ApplyOuter) -> Due:
-        """What the round will count; a payload that no roster names counts in a later one."""
-        round, tokens = Round(effect.round - 1), 0
-        if effect.mine is None:
-            tokens = 0 if effect.shares else self._tokens  # local makes no payload
-        elif effect.mine in self._payloads:
-            round, tokens = self._payloads[effect.mine]
-            if effect.shares and effect.mine not in {share.digest for share in effect.shares}:
-                tokens = 0
-        return Due(round, effect.round, tokens, len(effect.shares) < PAIR)
-
-    async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
-        sampled = await self._learner.sample(boot, step, steps)
-        if self._journal.weights is None:  # a record names a sum before the first base does
-            self._journal.weights = self._learner.began_at
-        if self._learner.progress:
-            self._journal.loss = self._learner.progress.loss
-        return sampled
-
-    async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
-        await self._journal.tally.flush()  # before the worker can save scalars of a closed round
-        await self._learner.add_scalars(frames)
-
-    async def name_sum(self, less: tuple[Frame, ...]) -> Digest:
-        sum = self._journal.weights = await self._learner.name_sum(less)
-        return sum
-
-    async def catch_up(self, source: PeerId) -> Resumed:
-        ready = await self._go_over_to(source)
-        self._journal.resumed(ready.round)
-        if not ready.horizon:  # spsa has taken over a sum, and goes on with its own steps
-            self._journal.begins(ready.round)
-        return resumed(ready)

@@ -36,7 +36,7 @@ class DataDir:
 
     @property
     def key(self) -> Path:
-        """The Ed25519 seed, hex; mode 0600."""
+        """The Ed25519 seed, hex, and in a second line the id of its peer; mode 0600."""
         return self.root / "key"
 
     @property
@@ -98,10 +98,11 @@ class DataDir:
         try:
             for folder in (self.root, self.records, self.blobs, self.worker):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.scandir(folder).close()
         except OSError as error:
             raise ConfigError(
                 f"data directory: {error.strerror} at {error.filename}, expected a directory to "
-                "write to; choose another one or correct its rights"
+                "read and write; choose another one or correct its rights"
             ) from error
 
     @contextmanager
@@ -160,8 +161,8 @@ class DataDir:
         found = self.claimed_run()
         if found is not None and found != run:
             raise ConfigError(
-                f"data directory {self.root}: found run {short(found)}, expected run {short(run)}; "
-                "a directory holds one run, so choose another data directory"
+                f"data directory {self.root}: found run {apart(found, run)}, expected run "
+                f"{apart(run, found)}; a directory holds one run, so choose another data directory"
             )
 
     def claimed_run(self) -> RunId | None:
@@ -172,7 +173,8 @@ class DataDir:
         """
         if not self.run.exists():
             return None
-        return RunId(_hex_line(self.run, DIGEST_BYTES, "the id of a run"))
+        what = "the id of a run"
+        return RunId(_from_hex(self.run, _content(self.run, what), DIGEST_BYTES, what))
 
     def load_key(self) -> Signer:
         """The node's key, made at the first start.
@@ -181,26 +183,45 @@ class DataDir:
             ConfigError: the file is broken, or others may read it.
         """
         if not self.key.exists():
-            write_atomically(self.key, f"{secrets.token_hex(SEED_BYTES)}\n".encode())
+            seed = secrets.token_bytes(SEED_BYTES)
+            write_atomically(self.key, f"{seed.hex()}\n{Signer(seed).peer}\n".encode())
         mode = self.key.stat().st_mode
         if mode & OWNER_ONLY:
             raise ConfigError(
                 f"key file {self.key}: found mode {stat.S_IMODE(mode):04o}, expected 0600, for "
                 f"whoever reads it can pass for this node; run chmod 600 {self.key}"
             )
-        return Signer(_hex_line(self.key, SEED_BYTES, "an Ed25519 key"))
+        line, _, named = _content(self.key, "an Ed25519 key").partition(b"\n")
+        signer = Signer(_from_hex(self.key, line, SEED_BYTES, "an Ed25519 key"))
+        if named != signer.peer.encode():
+            raise ConfigError(
+                f"key file {self.key}: found the key of {signer.peer}, expected that of the peer "
+                f"in its second line, {named.decode(errors='replace')!r:.60}; restore the file "
+                "from a backup, or choose another data directory and be a new peer"
+            )
+        return signer
 
 
-def _hex_line(path: Path, size_bytes: int, what: str) -> bytes:
-    """The bytes in a file of one line of hex."""
+def apart(run: RunId, other: RunId) -> str:
+    """The id of a run, as much of it as tells it from another one."""
+    return run.hex() if short(run) == short(other) else short(run)
+
+
+def _content(path: Path, what: str) -> bytes:
+    """What a small file holds, without white space at its ends."""
     try:
         with path.open("rb") as file:
-            line = file.read(MAX_FILE_BYTES).strip()
-        raw = bytes.fromhex(line.decode("ascii"))
+            return file.read(MAX_FILE_BYTES).strip()
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}, expected {what}; correct its rights"
         ) from error
+
+
+def _from_hex(path: Path, line: bytes, size_bytes: int, what: str) -> bytes:
+    """The bytes in a line of hex."""
+    try:
+        raw = bytes.fromhex(line.decode("ascii"))
     except ValueError:
         raw = b""
     if len(raw) != size_bytes:

@@ -12,7 +12,6 @@ Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md, RFC 6762,
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -22,9 +21,10 @@ from zeroconf import Error as ZeroconfError
 from zeroconf import InterfaceChoice, IPVersion, ServiceInfo, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from node.addr_text import ip_of, peer_in
 from protocol import check
 from protocol.ids import PeerId, short
-from protocol.peer_record import MAX_ADDRS
+from protocol.limits import MAX_ADDRS
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Lan:
                 await multicast.async_update_service(self._info(said))
 
     def _info(self, addrs: tuple[str, ...]) -> ServiceInfo:
-        hosts = {addr.split("/")[2] for addr in addrs if addr.startswith("/ip4/")}
+        hosts = {str(ip) for ip in map(ip_of, addrs) if ip and ip.version == 4}
         return ServiceInfo(
             SERVICE,
             self._name,
@@ -155,14 +155,8 @@ def on_lan(addrs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_on_lan(addr: str) -> bool:
-    parts = addr.split("/")
-    if len(parts) != 7 or parts[1] not in ("ip4", "ip6"):
-        return False
-    if len(DNSADDR) + len(addr) > MAX_STRING_BYTES:
-        return False
-    try:
-        ip = ipaddress.ip_address(parts[2])
-    except ValueError:
+    ip = ip_of(addr)
+    if ip is None or addr.count("/") != 6 or len(DNSADDR) + len(addr) > MAX_STRING_BYTES:
         return False
     return not (ip.is_loopback or ip.is_unspecified or ip.is_multicast)
 
@@ -186,7 +180,7 @@ def peer_on_lan(txt: bytes) -> tuple[PeerId, tuple[str, ...]] | None:
         return None
     said = (string[len(DNSADDR) :] for string in strings if string.startswith(DNSADDR))
     addrs = on_lan([text.decode("ascii", "replace") for text in said])
-    peers = {addr.rpartition("/p2p/")[2] for addr in addrs}
+    peers = set(map(peer_in, addrs))
     if len(peers) != 1:
         return None
     (peer,) = peers
@@ -194,4 +188,4 @@ def peer_on_lan(txt: bytes) -> tuple[PeerId, tuple[str, ...]] | None:
         check.peer("peer", peer)
     except ValueError:
         return None
-    return PeerId(peer), addrs
+    return peer, addrs

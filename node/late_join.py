@@ -10,7 +10,9 @@ noloco: every member has weights of its own.  One member's are taken if they lie
 others: half of the sketches under a nonce drawn after the offers must be within three times the
 distance that their authors have seen to their own partners (`protocol.witness`).
 
-spsa: one member's sum; the next base says whether it is right (`trainers.bases`).
+spsa: the sums of members move all the time, but at a base they are bit-equal, so a joiner asks for
+the sum there; an offer counts if a second member (if there is one) makes the same.  What
+came since the base it gets as every peer gets scalars.
 """
 
 from __future__ import annotations
@@ -83,6 +85,23 @@ async def _is_known(
     """Whether one of the peers had these weights after that round."""
     said = await asked(peers, lambda peer: ask(peer, offer.round), "word of its weights")
     return offer.weights in said.values()
+
+
+def of_sums(offers: Mapping[PeerId, Checkpoint]) -> list[Choice]:
+    """The same sum from whoever offers it, the most offered first, then the newest.
+
+    Each donor stands in a round of its own; a joiner begins in the middle one.
+    """
+    alike: dict[tuple[Digest, int, Digest], list[tuple[Round, PeerId]]] = {}
+    for peer, offer in sorted(offers.items()):
+        name = (offer.digest, offer.size_bytes, offer.weights)
+        alike.setdefault(name, []).append((offer.round, peer))
+    found = []
+    for (digest, size_bytes, weights), donors in alike.items():
+        round, _ = sorted(donors)[(len(donors) - 1) // 2]
+        checkpoint = Checkpoint(round, digest, size_bytes, weights)
+        found.append(Choice(checkpoint, tuple(peer for _, peer in donors)))
+    return sorted(found, key=lambda choice: (-len(choice.donors), -choice.checkpoint.round))
 
 
 def of_each(offers: Mapping[PeerId, Checkpoint]) -> list[Choice]:

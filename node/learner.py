@@ -27,14 +27,8 @@ from node.telemetry import Waits
 from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife, log_ready
 from node.worker_wire_control import ChangeSettings
 from node.worker_wire_join import MakeSketch, Sketched
-from node.worker_wire_save import Saved, SaveFailed
-from protocol.errors import (
-    ConfigError,
-    LocalProtocolError,
-    PayloadRefused,
-    ShoalError,
-    WorkerLost,
-)
+from node.worker_wire_save import Save, Saved, SaveDone, SaveFailed
+from protocol.errors import ConfigError, LocalProtocolError, PayloadRefused, ShoalError, WorkerLost
 from protocol.ids import Digest, Round
 from protocol.messages import Checkpoint
 from protocol.spsa import Frame
@@ -48,6 +42,8 @@ DEATHS_WITHIN_S = 300.0
 """More deaths than this in so long: the next worker would die as well.  A guess."""
 BACKOFF_S = 0.5
 """Before the first restart; doubled at each further death within `DEATHS_WITHIN_S`."""
+PREPARE_S = SPAWN_S + DEADLINE_S[wire.Setup]
+"""For one worker to be there and to have read its files."""
 WORKER = "the worker"
 """From whom we wait, in a line about a wait."""
 
@@ -76,15 +72,14 @@ class Learner:
         socket_path: Path,
         on_resumed: Callable[[wire.Ready], None],
         on_save_failed: Callable[[str], None],
-        on_saved: Callable[[Saved], None] | None = None,
-        waits: Waits | None = None,
+        on_saved: Callable[[Saved], None],
+        waits: Waits,
     ) -> None:
         """
         Args:
             store: where checkpoints lie.
             on_resumed: told after a restart, never about the first start.
             on_saved: told of each snapshot that is whole and on disk.
-            waits: where this node's waits are shown; None: only in the log.
         """
         self._setup = setup
         self._arena = arena
@@ -92,8 +87,8 @@ class Learner:
         self._socket_path = socket_path
         self._on_resumed = on_resumed
         self._on_save_failed = on_save_failed
-        self._on_saved = on_saved or (lambda _saved: None)
-        self._waits = waits or Waits(time.time)
+        self._on_saved = on_saved
+        self._waits = waits
         self._life: WorkerLife | None = None
         self._set_up = asyncio.Event()
         """A worker has read its files and can be started."""
@@ -119,8 +114,7 @@ class Learner:
         """Keep a worker running until cancelled; then no process is left.
 
         Raises:
-            ConfigError: the files of the run cannot be used, the snapshots cannot be read,
-                or workers keep dying.
+            ConfigError: files of the run or snapshots cannot be used, or workers keep dying.
         """
         deaths: deque[float] = deque()
         while True:
@@ -193,7 +187,7 @@ class Learner:
     async def start(self, how: wire.Start) -> wire.Ready:
         """Start the first worker; returns once it stands at a round.
 
-        Waits while a worker is being started or replaced: `run` gives up if that never works.
+        Waits while a worker is being started or replaced.
         A checkpoint is read from the store, where it stays the caller's to release.
 
         Raises:
@@ -204,7 +198,7 @@ class Learner:
         from_blob = how.checkpoint.digest if isinstance(how, wire.StartFromCheckpoint) else None
         async with self._store.opened(from_blob) as fds:
             while True:
-                await self._set_up.wait()
+                await self._prepared()
                 try:
                     with self._waits.on("the weights to start from", WORKER, DEADLINE_S[type(how)]):
                         event, _ = await self._running().call(how, fds=fds)
@@ -224,8 +218,9 @@ class Learner:
         Raises:
             StartRefused: it cannot; it is where it was.
         """
-        async with self._store.opened(how.checkpoint.digest) as fds:
-            event, _ = await self._running().call(how, fds=fds)
+        with self._waits.on("the weights to go over to", WORKER, DEADLINE_S[type(how)]):
+            async with self._store.opened(how.checkpoint.digest) as fds:
+                event, _ = await self._running().call(how, fds=fds)
         if not isinstance(event, wire.Ready):
             raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
         log_ready(event, self.pid)
@@ -253,7 +248,7 @@ class Learner:
             ArenaFull: there is no room for it.
         """
         done, fds = await self._running().ask(wire.Snapshot(round, fragment), wire.SnapshotDone)
-        self._adopt(done.digest, done.size_bytes, fds)
+        self._arena.adopt(done.digest, done.size_bytes, _the_one(fds))
         return done.digest, done.size_bytes
 
     async def outer(self, effect: ApplyOuter) -> wire.OuterDone:
@@ -275,8 +270,8 @@ class Learner:
 
     async def sample(self, boot: bytes, step: int, steps: int) -> Sampled:
         """spsa: measure so many steps."""
-        command = wire_spsa.Sample(boot, step, steps)
-        sampled, _ = await self._running().ask(command, wire_spsa.Sampled)
+        how = wire_spsa.Sample(boot, step, steps)
+        sampled, _ = await self._running().ask(how, wire_spsa.Sampled)
         return Sampled(sampled.step, sampled.scalars, sampled.tokens)
 
     async def add_scalars(self, frames: tuple[Frame, ...]) -> None:
@@ -300,7 +295,7 @@ class Learner:
         """
         name = checkpoint.digest if checkpoint else None
         if not self._started:
-            await self._set_up.wait()
+            await self._prepared()
         with self._waits.on("a sketch of weights", WORKER, DEADLINE_S[MakeSketch]):
             async with self._store.opened(name) as fds:
                 event, _ = await self._running().call(MakeSketch(nonce, checkpoint), fds=fds)
@@ -308,20 +303,25 @@ class Learner:
             raise StartRefused(event.reason if isinstance(event, wire.Failed) else str(event))
         return event
 
+    async def save(self) -> None:
+        """Returns once a snapshot of now is on disk, or `on_save_failed` was told why not."""
+        with self._waits.on("the snapshot of the end", WORKER, DEADLINE_S[Save]):
+            await self._running().ask(Save(), SaveDone)
+
     async def evaluate(self) -> float:
         """Validation loss of the slow weights, nats per byte."""
         with self._waits.on("the validation loss", WORKER, DEADLINE_S[wire.Evaluate]):
             evaluated, _ = await self._running().ask(wire.Evaluate(), wire.Evaluated)
         return evaluated.nats_per_byte
 
-    async def export(self) -> Checkpoint:
-        """Slow weights and outer momentum of now, held in the store under their name.
+    async def export(self, *, at_base: bool = False) -> Checkpoint:
+        """Weights and momentum (spsa: the sum, of now or at its newest base), held in the store.
 
         Raises:
             NoSpace: there is no room for them.
         """
         with self._waits.on("a checkpoint for a joiner", WORKER, DEADLINE_S[wire.Export]):
-            exported, fds = await self._running().ask(wire.Export(), wire.Exported)
+            exported, fds = await self._running().ask(wire.Export(at_base), wire.Exported)
         checkpoint, fd = exported.checkpoint, _the_one(fds)
         try:
             ref = await self._store.put_memory(fd, checkpoint.size_bytes)
@@ -331,13 +331,16 @@ class Learner:
             raise LocalProtocolError("the worker handed over another checkpoint than it names")
         return checkpoint
 
+    async def _prepared(self) -> None:
+        """Wait for a worker that has read its files; `run` has the deadlines, and gives up."""
+        if not self._set_up.is_set():
+            with self._waits.on("a worker that can be started", "this node", PREPARE_S):
+                await self._set_up.wait()
+
     def _running(self) -> WorkerLife:
         if self._life is None:
             raise WorkerLost("the worker is being replaced")
         return self._life
-
-    def _adopt(self, digest: Digest, size_bytes: int, fds: tuple[int, ...]) -> None:
-        self._arena.adopt(digest, size_bytes, _the_one(fds))
 
 
 def _the_one(fds: tuple[int, ...]) -> int:

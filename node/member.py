@@ -23,34 +23,36 @@ from node.arena import Arena
 from node.blob_providers import BlobProviders
 from node.control import Control
 from node.discovery import Discovery
-from node.donors import Donors
+from node.donors import Members
 from node.exchange import Exchange
 from node.founding import HeldRun
 from node.journal import Journal
 from node.materials import first_contact, worker_setup
-from node.offers import BEGUN
 from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
-from node.protection import Protection, Surroundings
+from node.protection import Protection
+from node.protection_around import Surroundings
 from node.record_files import RecordFiles
 from node.records import Records
 from node.rpc import Refused
 from node.services import Services
+from node.snapshots import snapshot_files
 from node.tally import Tally
 from node.training import Training
 from node.transfers import Transfers
 from node.world import World
 from protocol.ids import PeerId, short
-from protocol.messages import Checkpoint
+from protocol.messages import BEGUN, Checkpoint
 from protocol.spec import RunSpec
 from protocol.witness import Sketch
 from trainers.events import Received
 
 log = logging.getLogger(__name__)
 
-GOODBYE_S = 1.0
-"""For the last record, on disk and with a few peers; the last presence goes out meanwhile."""
+GOODBYE_S = 0.7
+"""For the last record, on disk and with a few peers; the last presence goes out meanwhile.  Within
+`node.node.LEAVE_S`."""
 BOOT_BYTES = 8
 
 
@@ -129,8 +131,9 @@ class Member:
                 spec = await self._spec()
                 log.info("1 of 4, ticket: run=%s name=%s", short(self.held.run), spec.name)
                 self.records = self._new_records(spec)
+                clock = self._world.clock
                 self.control = Control(
-                    spec, self._me, self.records, self.presence.live, self.journal
+                    spec, self._me, self.records, self.presence.live, self.journal, clock
                 )
                 self.protection = self._new_protection(spec)
                 self._serve(self.records, self.protection)
@@ -139,10 +142,13 @@ class Member:
                 tasks.create_task(self._providers.run(), name="providers")
                 tasks.create_task(self.protection.run(), name="protection")
                 tasks.create_task(self.control.run(), name="control")
+                if not self.held.is_new:
+                    has_snapshot = bool(snapshot_files(self._world.directory.worker))
+                    await self.control.admit(has_snapshot=has_snapshot)
                 setup = await self._setup()
                 self.training = self._new_training(spec, setup, self.protection)
                 self._candidates_changed()
-                await self.control.begin(self.training, is_new=self.held.is_new)
+                self.control.begin(self.training)
                 await self.training.run(is_new=self.held.is_new)
         finally:
             if self.protection:
@@ -248,6 +254,7 @@ class Member:
             transfers=self._transfers,
             peers=self._live_peers,
             waits=world.waits,
+            journal=self.journal,
         )
 
     def _new_training(self, spec: RunSpec, setup: wire.Setup, protection: Protection) -> Training:
@@ -260,7 +267,7 @@ class Member:
             socket_path=world.directory.root / "worker.sock",
             arena=self._arena,
             store=world.store,
-            donors=Donors(spec, self._transfers, world.waits),
+            members=Members(spec, self._transfers, world.waits),
             exchange=Exchange(
                 run=self.held.run,
                 signer=world.signer,
@@ -334,8 +341,8 @@ class Member:
             raise Refused("not-ready", f"this node is {self.journal.state}")
         await self.training.received(event)
 
-    async def _checkpoint(self) -> Checkpoint | None:
-        return await self.training.offers.checkpoint() if self.training else None
+    async def _checkpoint(self, at_base: bool) -> Checkpoint | None:
+        return await self.training.offers.checkpoint(at_base=at_base) if self.training else None
 
     async def _sketch(self, nonce: int) -> Sketch | None:
         return await self.training.offers.sketch(nonce) if self.training else None

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import assert_never
 
 from node import api, founding
+from node.addr_text import is_global, is_loopback, port_of
 from node.blobstore import BlobStore
 from node.bridge import Bridge
 from node.config import BootstrapOnly, CreateRun, JoinRun, Mode, NodeConfig, Resume
@@ -24,7 +25,6 @@ from node.founding import HeldRun
 from node.keys import DataDir
 from node.member import Member
 from node.reach import Reach
-from node.reachability import is_global
 from node.rpc import Rpc
 from node.run_file import read_run_file
 from node.signals import on_stop
@@ -190,10 +190,10 @@ class Node:
         """Have a port opened, where there may be a router that others come through."""
         config, bound = self._config, self._bridge.addrs()
         inner = [addr for addr in bound if addr.startswith("/ip4/") and not is_global(addr)]
-        on_lan = [addr for addr in inner if not addr.startswith("/ip4/127.")]
+        on_lan = [addr for addr in inner if not is_loopback(addr)]
         is_asked = config.upnp and config.reachable == "auto" and not config.announce
         if is_asked and on_lan and not isinstance(mode, BootstrapOnly):
-            await PortMapping(int(on_lan[0].split("/")[4]), changed=self._reach.mapped).run()
+            await PortMapping(port_of(on_lan[0]), changed=self._reach.mapped).run()
 
     def _addrs(self) -> tuple[str, ...]:
         return self._reach.addrs()

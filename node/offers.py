@@ -17,15 +17,13 @@ from node.blobstore import BlobStore, NoSpace
 from node.journal import Journal
 from node.learner import Learner, StartRefused
 from protocol.errors import WorkerLost
-from protocol.messages import Checkpoint
+from protocol.ids import Digest, Round
+from protocol.messages import HAS_WEIGHTS, Checkpoint
 from protocol.witness import Sketch
 
 log = logging.getLogger(__name__)
 
-HAS_WEIGHTS = ("starting", "training", "paused", "finished")
-"""States of a member that others may start from."""
-BEGUN = ("training", "paused", "finished")
-"""Those of them in whose rounds others may stand."""
+Stand = Round | Digest | None
 KEPT = 2
 """The newest, and the one before it, which slow joiners are still fetching."""
 
@@ -43,7 +41,9 @@ class Offers:
         self._fragments = fragments
         self._held: deque[Checkpoint] = deque()
         """In the store, oldest first; at most `KEPT`."""
-        self._asked: asyncio.Future[Checkpoint | None] | None = None
+        self._made: dict[bool, tuple[Stand, Checkpoint]] = {}
+        """The newest at a base, and the newest otherwise, and where we stood when it was made."""
+        self._asked: dict[bool, asyncio.Future[Checkpoint | None]] = {}
         """The answer to all who ask now for a checkpoint that is still to be made."""
         self._is_asked = asyncio.Event()
 
@@ -53,24 +53,32 @@ class Offers:
         while True:
             await self._is_asked.wait()
             self._is_asked.clear()
-            newest = await self._export()
-            assert self._asked is not None
-            self._asked.set_result(newest)
-            self._asked = None
+            for at_base in list(self._asked):
+                newest = await self._export(at_base)
+                self._asked.pop(at_base).set_result(newest)
 
-    async def checkpoint(self) -> Checkpoint | None:
+    async def checkpoint(self, *, at_base: bool = False) -> Checkpoint | None:
         """What a joiner may start from, its blob in the store; None: nothing at the moment.
 
         It goes on being made when the one who asked first has given up.
+
+        Args:
+            at_base: spsa: the sum at the newest base.
         """
         if self._journal.state not in HAS_WEIGHTS:
             return None
-        if self._held and self._held[-1].round == self._journal.round:
-            return self._held[-1]
-        if self._asked is None:
-            self._asked = asyncio.get_running_loop().create_future()
+        if at_base in self._made:
+            stood, newest = self._made[at_base]
+            if stood == self._stand(at_base) and newest in self._held:
+                return newest
+        if at_base not in self._asked:
+            self._asked[at_base] = asyncio.get_running_loop().create_future()
             self._is_asked.set()
-        return await asyncio.shield(self._asked)
+        return await asyncio.shield(self._asked[at_base])
+
+    def _stand(self, at_base: bool) -> Stand:
+        """What is another one when there is more to offer; at a base the sum there has a name."""
+        return self._journal.weights if at_base else self._journal.round
 
     async def sketch(self, nonce: int) -> Sketch | None:
         """Our slow weights under a nonce; None: there are none at the moment."""
@@ -90,10 +98,11 @@ class Offers:
             return None
         return math.sqrt(2 * self._fragments * sum(spreads) / len(spreads))
 
-    async def _export(self) -> Checkpoint | None:
+    async def _export(self, at_base: bool) -> Checkpoint | None:
         """The newest checkpoint there is: a new one, if worker and disk allow."""
+        stood = self._stand(at_base)
         try:
-            newest = await self._learner.export()
+            newest = await self._learner.export(at_base=at_base)
         except WorkerLost as error:
             log.warning("no new checkpoint: reason=%s", error)
         except NoSpace as error:
@@ -101,6 +110,8 @@ class Offers:
             await self._forget()  # so that there is room when we are asked again
         else:
             await self._keep(newest)
+            self._made[at_base] = stood, newest
+            return newest
         return self._held[-1] if self._held else None
 
     async def _keep(self, newest: Checkpoint) -> None:

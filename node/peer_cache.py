@@ -7,16 +7,20 @@ with a warning.  A disk that takes no file costs the memory, not the node.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.disk_thread import DiskThread
 from node.files import write_atomically
+from node.uncancelled import is_done_within
 from protocol import check, codec
 from protocol.errors import ConfigError, Malformed
 from protocol.ids import PeerId
-from protocol.peer_record import MAX_ADDR_BYTES, MAX_ADDRS
+from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,10 @@ SAVE_S = 300.0
 NEWS_S = 5.0
 """Between two writes that say who or where: 20 KB at most.  A swarm that dies a minute after it
 began must find itself again."""
+WRITE_S = 2.0
+"""For the file to be written, milliseconds in fact: a disk that hangs holds up nobody longer."""
+CLOSE_S = 0.8
+"""The same at the end, while the worker is waited for (`worker_life.TERM_S`)."""
 FORMAT = 1
 MAX_FILE_BYTES = 64 + MAX_PEERS * (64 + 16 + MAX_ADDRS * (MAX_ADDR_BYTES + 4))
 
@@ -41,9 +49,7 @@ class CachedPeer:
 
     def __post_init__(self) -> None:
         check.peer("peer", self.peer)
-        check.items("addrs", self.addrs, MAX_ADDRS)
-        for addr in self.addrs:
-            check.text("addr", addr, MAX_ADDR_BYTES, least=1)
+        check.addrs("addrs", self.addrs)
         check.integer("answered_unix_s", self.answered_unix_s, 0, 1 << 40)
 
 
@@ -69,6 +75,8 @@ class PeerCache:
         self._saved = tuple(self._peers.values())
         self._saved_at = float("-inf")
         self._refused = False
+        self._thread = DiskThread("peers")
+        self._is_writing = False
 
     def peers(self) -> list[CachedPeer]:
         """Who answered last comes first."""
@@ -84,25 +92,36 @@ class PeerCache:
             oldest = min(self._peers.values(), key=lambda entry: entry.answered_unix_s)
             del self._peers[oldest.peer]
 
-    def save_sometimes(self, now: float) -> None:
-        """Write the file if that is due."""
+    async def save_sometimes(self, now: float) -> None:
+        """Write the file, in a thread, if that is due."""
         has_news = _places(self._peers.values()) != _places(self._saved)
-        if self._peers and now >= self._saved_at + (NEWS_S if has_news else SAVE_S):
-            self._saved_at = now
-            self.save()
+        is_due = now >= self._saved_at + (NEWS_S if has_news else SAVE_S)
+        if self._peers and is_due and not self._is_writing:
+            self._saved_at, self._is_writing = now, True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_S):
+                    await self._written()
 
-    def save(self) -> None:
-        """Write the file unless nothing has changed; never raises for what the disk does."""
-        entries = tuple(self.peers())
-        if entries == self._saved:
-            return
+    async def save(self) -> None:
+        """Write the file unless nothing has changed; never raises, nor waits long."""
+        await is_done_within(self._written(), CLOSE_S)
+
+    async def _written(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._write, tuple(self.peers()))
+
+    def _write(self, entries: tuple[CachedPeer, ...]) -> None:
+        """In the thread, which alone touches what is known of the file."""
         try:
-            write_atomically(self._path, codec.encode(CacheFile(FORMAT, entries)))
-            self._saved, self._refused = entries, False
+            if entries != self._saved:
+                write_atomically(self._path, codec.encode(CacheFile(FORMAT, entries)))
+                self._saved, self._refused = entries, False
         except ConfigError as error:
             if not self._refused:
                 log.warning("peers not remembered: reason=%s", error)
             self._refused = True
+        finally:
+            self._is_writing = False
 
 
 def _places(entries: Iterable[CachedPeer]) -> dict[PeerId, tuple[str, ...]]:

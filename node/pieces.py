@@ -11,14 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from node.p2p.answering import BUSY, LATE
+from node.arena import Arena
+from node.p2p.answering import TRANSIENT
 from node.rpc import CallRefused
 from protocol.errors import PeerError, PeerUnavailable
-from protocol.ids import PeerId
+from protocol.ids import Digest, PeerId
 from protocol.rpc import KIB
 
-AGAIN = (BUSY, LATE)
-"""Refusals that pass by themselves."""
 FIRST_WAIT_S = 0.1
 """Before a piece is asked for again; twice as long each time.  A redial takes a few round trips."""
 LONGEST_WAIT_S = 2.0
@@ -43,6 +42,31 @@ RELAYED = Cut(128 * KIB, 2)
 
 Ask = Callable[[int, memoryview, float], Awaitable[None]]
 """Fill this memory with what is at this offset, within so many seconds."""
+
+
+async def fetch_into(
+    memory: Arena,
+    digest: Digest,
+    size_bytes: int,
+    peer: PeerId,
+    ask: Ask,
+    *,
+    deadline_s: float,
+    is_relayed: Callable[[PeerId], bool],
+) -> None:
+    """Hold what has this name, from `peer`.
+
+    Raises:
+        ArenaFull: there is no room.
+        Malformed: `peer` sent something else.
+        PeerError: as `fetch_pieces`.
+    """
+    slot = memory.reserve(size_bytes)
+    try:
+        await fetch_pieces(peer, slot.view, ask, deadline_s=deadline_s, is_relayed=is_relayed)
+        await slot.verify_and_commit(digest)
+    finally:
+        slot.abandon()
 
 
 async def fetch_pieces(
@@ -128,7 +152,7 @@ class _Fetch:
                 with self._view[start:end] as part:  # released, whoever may still remember it
                     await self._ask(start, part, self._until - self._loop.time())
             except PeerUnavailable as error:
-                if isinstance(error, CallRefused) and error.code not in AGAIN:
+                if isinstance(error, CallRefused) and error.code not in TRANSIENT:
                     raise
                 if self._loop.time() - self._last_good > UNREACHABLE_S:
                     raise

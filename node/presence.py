@@ -21,7 +21,8 @@ from protocol import codec, rpc
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId, Round, RunId, short
-from protocol.messages import MAX_ADDRS, Decision, Presence, PresenceEntry
+from protocol.limits import MAX_ADDRS
+from protocol.messages import Decision, Presence, PresenceEntry
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ TTL_MS = 10_000
 """A peer is dead after ten seconds of silence.  A guess: ten pushes lost."""
 MAX_PUSHES = 8
 """Pushes under way; one more is skipped."""
-LEAVE_S = 1.0
+LEAVE_S = 0.7
+"""For the last presence to be taken; within `node.node.LEAVE_S`."""
 LEAVE_PEERS = 16
 """Peers told when we leave; they tell the others."""
 

@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from node.arena import Arena
 from node.erasure import ErasureCode
-from node.files import write_atomically
-from node.ports import Rpc
+from node.protection_around import Shared, Surroundings
 from node.protection_files import is_whole, place_of, whole_again
 from node.protection_holder import ShardHolder, not_here
 from node.protection_owner import ShardOwner
 from node.recovery import Recovered, Recovery
 from node.rpc import Refused
-from node.snapshots import snapshot_name
-from node.telemetry import Waits
-from protocol.envelope import Signer
+from node.snapshots import SnapshotPlace, being_written, snapshot_name
 from protocol.errors import ConfigError, Malformed, PeerError
-from protocol.ids import Digest, PeerId, RunId
-from protocol.messages import Checkpoint, Presence
+from protocol.ids import PeerId
+from protocol.messages import Checkpoint
 from protocol.shards import Holding, Offers, ProtectCall, ShardCall, ShardsCall
 from protocol.spec import RunSpec
 
@@ -35,41 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_SHARDS_HELD = 160
 """Two for each of `MAX_OWNERS`, and our own; two descriptors each, of the usual 1,024."""
-DONOR_STATES = ("starting", "training", "finished")
 OFF = "off"
 """Refused: this run is not protected."""
-
-
-class Checkpoints(Protocol):
-    """What is needed of `node.blobstore.BlobStore`."""
-
-    async def bytes_of(self, digest: Digest) -> bytes:
-        """All of a blob."""
-
-    async def release(self, digest: Digest) -> None:
-        """One holder fewer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What protection needs of the rest of the node."""
-
-    run: RunId
-    signer: Signer
-    boot: bytes
-    caller: Rpc
-    directory: Path
-    """Where the worker keeps its snapshots."""
-    memory_bytes: int
-    store: Checkpoints
-    """Where a member's checkpoint lies that was fetched."""
-    live: Callable[[], Sequence[Presence]]
-    addrs: Callable[[], Sequence[str]]
-    is_relayed: Callable[[PeerId], bool]
-    blame: Callable[[PeerId, str], None]
-    waits: Waits
-    clock: Callable[[], float]
-    unix_s: Callable[[], float]
 
 
 class Protection:
@@ -85,32 +46,8 @@ class Protection:
         if spec.protection is None:
             return
         self._code = ErasureCode(spec.protection.data, spec.protection.parity)
-        self.owner = ShardOwner(
-            run=around.run,
-            spec=spec,
-            code=self._code,
-            signer=around.signer,
-            boot=around.boot,
-            caller=around.caller,
-            memory=self._memory,
-            directory=around.directory,
-            live=around.live,
-            addrs=around.addrs,
-            is_relayed=around.is_relayed,
-            waits=around.waits,
-            clock=around.clock,
-            unix_s=around.unix_s,
-        )
-        self.holder = ShardHolder(
-            run=around.run,
-            spec=spec,
-            config=spec.protection,
-            caller=around.caller,
-            memory=self._memory,
-            members=lambda: {presence.peer for presence in around.live()},
-            blame=around.blame,
-            clock=around.clock,
-        )
+        self.owner = ShardOwner(spec, self._code, self._memory, around)
+        self.holder = ShardHolder(spec, spec.protection, self._memory, around)
 
     async def run(self) -> None:
         """Hold for others, and have ours held, until cancelled."""
@@ -168,74 +105,64 @@ class Protection:
 
     # --- after the loss of our disk ---------------------------------------------------------
 
-    async def recover(self, fetch_checkpoint: Callable[[PeerId], Awaitable[Checkpoint]]) -> bool:
+    async def recover(self, shared: Shared) -> bool:
         """Put our newest protected snapshot where the worker looks for it; whether there is one.
 
-        Args:
-            fetch_checkpoint: as in `node.training.Training`.
+        Raises:
+            ConfigError: it cannot be written.  Its holders still have it.
         """
         if self.owner is None or self._code is None:
             return False
-        around = self._around
-        recovery = Recovery(
-            run=around.run,
-            me=around.signer.peer,
-            code=self._code,
-            caller=around.caller,
-            memory=self._memory,
-            live=around.live,
-            is_relayed=around.is_relayed,
-            blame=around.blame,
-            waits=around.waits,
-            clock=around.clock,
-        )
+        recovery = Recovery(self._code, self._memory, self._around)
         recovered = await recovery.newest()
         self.owner.beyond(recovery.serial)
         if recovered is None:
             return False
         try:
-            return await self._restored(recovered, fetch_checkpoint)
-        except (Malformed, ConfigError) as error:
+            await self._restore(recovered, shared)
+        except Malformed as error:
             log.warning("recovery: no snapshot of it: reason=%s", error)
             return False
+        except PeerError as error:
+            log.warning("recovery: our own part is of no use without what all share: %s", error)
+            return False
+        return True
 
-    async def _restored(
-        self, recovered: Recovered, fetch_checkpoint: Callable[[PeerId], Awaitable[Checkpoint]]
-    ) -> bool:
-        """Write the snapshot; in a group with what all share from a member.
+    async def _restore(self, recovered: Recovered, shared: Shared) -> None:
+        """Write the snapshot; in a group with what all share, from a member.
 
         Raises:
             Malformed: what was recovered is no snapshot.
+            PeerError: no member gives what all share.
             ConfigError: it cannot be written.
         """
-        content = recovered.content
-        if is_whole(self._spec):
-            place = place_of(content)
-        else:
-            checkpoint = await self._checkpoint(fetch_checkpoint)
-            if checkpoint is None:
-                log.warning("recovery: no member gives what all share; our own part is of no use")
-                return False
-            try:
-                shared = await self._around.store.bytes_of(checkpoint.digest)
-                place, content = whole_again(content, memoryview(shared))
-            finally:
-                await self._around.store.release(checkpoint.digest)
-        path = self._around.directory / snapshot_name(place)
-        await asyncio.to_thread(write_atomically, path, content)
-        log.info(
-            "recovered: round=%d inner_step=%d protected_in_round=%d bytes=%d",
-            *(place.round, place.inner_step, recovered.stamp.round, len(content)),
-        )
-        return True
+        ours = recovered.content
+        place = place_of(ours)  # before members are asked: it is not for them to mend
 
-    async def _checkpoint(
-        self, fetch_checkpoint: Callable[[PeerId], Awaitable[Checkpoint]]
-    ) -> Checkpoint | None:
-        donors = [p for p in self._around.live() if p.state in DONOR_STATES]
-        for donor in sorted(donors, key=lambda p: p.round, reverse=True):
-            try:
-                return await fetch_checkpoint(donor.peer)
-            except PeerError as error:
-                log.info("no weights from there: %s", error)
-        return None
+        async def write(place: SnapshotPlace, content: bytes) -> None:
+            await asyncio.to_thread(_write, self._around.directory, place, content)
+            log.info(
+                "recovered: round=%d inner_step=%d protected_in_round=%d bytes=%d",
+                *(place.round, place.inner_step, recovered.stamp.round, len(content)),
+            )
+
+        async def use(checkpoint: Checkpoint) -> None:
+            theirs = await self._around.store.bytes_of(checkpoint.digest)
+            await write(*await asyncio.to_thread(whole_again, ours, theirs, checkpoint))
+
+        if is_whole(self._spec):
+            await write(place, ours)
+        else:
+            await shared(use)
+
+
+def _write(directory: Path, place: SnapshotPlace, content: bytes) -> None:
+    """Raises ConfigError: there is no room, or the disk does not work."""
+    try:
+        with being_written(directory / snapshot_name(place), len(content)) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(
+            f"disk: the snapshot of round {place.round} that members gave back is not written: "
+            f"{error}; they keep it, start this node again when there is room"
+        ) from error

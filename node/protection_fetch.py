@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node.arena import Arena
-from node.pieces import fetch_pieces
+from node.pieces import fetch_into
 from node.ports import Rpc
 from protocol import rpc
 from protocol.ids import Digest, PeerId, RunId
@@ -50,11 +50,7 @@ async def fetch_shard(
         call = ShardCall(run, digest, offset, len(into))
         await caller.call(source, rpc.SHARD, call, deadline_s=left_s, into=into)
 
-    slot = memory.reserve(size_bytes)
-    try:
-        await fetch_pieces(
-            source, slot.view, ask, deadline_s=deadline_s(size_bytes), is_relayed=is_spared
-        )
-        await slot.verify_and_commit(digest)
-    finally:
-        slot.abandon()
+    limit_s = deadline_s(size_bytes)
+    await fetch_into(
+        memory, digest, size_bytes, source, ask, deadline_s=limit_s, is_relayed=is_spared
+    )

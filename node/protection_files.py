@@ -17,6 +17,8 @@ from node.snapshots import METADATA_KEY, SHARED, SnapshotPlace, sealed
 from protocol.algorithms import DilocoConfig
 from protocol.errors import Malformed
 from protocol.fragments import num_parameters
+from protocol.ids import digest_of
+from protocol.messages import Checkpoint
 from protocol.spec import RunSpec
 
 COMMON = ("phi", "delta")
@@ -66,22 +68,31 @@ def private_part(spec: RunSpec, snapshot: bytes) -> bytes:
     return _written(_File(kept, file.numbers))
 
 
-def whole_again(private: bytes, checkpoint: Memory) -> tuple[SnapshotPlace, bytes]:
+def whole_again(
+    private: bytes, shared: Memory, checkpoint: Checkpoint
+) -> tuple[SnapshotPlace, bytes]:
     """A snapshot from what was private and a member's checkpoint, and where it stands.
 
     At the checkpoint's round the fast weights go on where they were; at another round they
     begin from its slow weights, and moments, counters and what else was ours is kept.
 
+    Args:
+        shared: the bytes of the checkpoint.
+        checkpoint: what the member said of them.
+
     Raises:
-        Malformed: one of them is none of this kind.
+        Malformed: one of them is none of this kind, or the checkpoint is another than was said.
     """
-    ours, theirs = _read(private), _read(checkpoint)
+    ours, theirs = _read(private), _read(shared)
     missing = set(COMMON) - set(theirs.vectors)
     if missing:
         raise Malformed(f"a checkpoint without {', '.join(sorted(missing))}")
     numbers, vectors = dict(ours.numbers), dict(ours.vectors)
     if ours.numbers.get("run") != theirs.numbers.get("run"):
         raise Malformed("a checkpoint of another run")
+    is_round = theirs.numbers.get("round") == checkpoint.round
+    if not is_round or digest_of(theirs.vectors["phi"]) != checkpoint.weights:
+        raise Malformed("a checkpoint of another round or with other weights than it says")
     if ours.numbers.get("round") != theirs.numbers.get("round"):
         numbers |= {"round": theirs.numbers.get("round"), "step_in_round": 0}
         vectors["theta"] = theirs.vectors["phi"]

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from node.arena import Arena, ArenaFull
-from node.ports import Rpc
+from node.protection_around import Surroundings
 from node.protection_fetch import fetch_shard
 from node.protection_files import most_bytes
 from node.rpc import Refused
 from node.services import BAD_RANGE, NOT_HERE
 from protocol.errors import Malformed, PeerError
-from protocol.ids import Digest, PeerId, RunId, short
+from protocol.ids import Digest, PeerId, short
 from protocol.shards import (
     Holding,
     Offer,
@@ -86,26 +85,13 @@ class ShardHolder:
     """One per node and run.  Everything happens in the one event loop."""
 
     def __init__(
-        self,
-        *,
-        run: RunId,
-        spec: RunSpec,
-        config: ProtectionConfig,
-        caller: Rpc,
-        memory: Arena,
-        members: Callable[[], Collection[PeerId]],
-        blame: Callable[[PeerId, str], None],
-        clock: Callable[[], float],
+        self, spec: RunSpec, config: ProtectionConfig, memory: Arena, around: Surroundings
     ) -> None:
-        """Args: members: who is alive now, as far as is known here: not all who may ask."""
-        self._run = run
         self._config = config
         self._most_bytes = most_bytes(spec)
-        self._caller = caller
         self._memory = memory
-        self._members = members
-        self._blame = blame
-        self._clock = clock
+        self._around = around
+        self._clock = around.clock
         self._owners: dict[PeerId, _Owner] = {}
         self._fetches: asyncio.TaskGroup | None = None
         self._turns = asyncio.Semaphore(FETCHES)
@@ -127,7 +113,7 @@ class ShardHolder:
 
     async def protect(self, peer: PeerId, call: ProtectCall) -> Holding:
         """Hold a shard of the caller's; says how far that is."""
-        stamp = call.stamp.open(self._run, peer)
+        stamp = call.stamp.open(self._around.run, peer)
         self._check(stamp, call.index)
         owner = self._owner(peer)
         if owner.kept and owner.kept.is_of(call):
@@ -215,15 +201,15 @@ class ShardHolder:
                     shard.digest,
                     shard.stamp.shard_bytes,
                     peer,
-                    run=self._run,
-                    caller=self._caller,
+                    run=self._around.run,
+                    caller=self._around.caller,
                     memory=self._memory,
                     is_spared=lambda _: True,
                 )
         except (PeerError, ArenaFull) as error:
             log.info("shard not fetched: owner=%s reason=%s", short(peer), error)
         except Malformed as error:
-            self._blame(peer, f"sent another shard than its stamp names: {error}")
+            self._around.blame(peer, f"sent another shard than its stamp names: {error}")
         else:
             shard.is_held = True
             log.info(
@@ -245,7 +231,7 @@ class ShardHolder:
 
     def _forget(self, after_s: float) -> None:
         """Let go of owners that are not alive, and were not heard of for so long."""
-        now, alive = self._clock(), self._members()
+        now, alive = self._clock(), self._around.members
         for peer, owner in list(self._owners.items()):
             if peer in alive:
                 owner.heard_at = now

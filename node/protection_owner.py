@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.arena import Arena, ArenaFull, Slot
 from node.erasure import ErasureCode
-from node.p2p.answering import BUSY, LATE
-from node.ports import Rpc
+from node.p2p.answering import TRANSIENT
+from node.protection_around import Surroundings
 from node.protection_fetch import deadline_s
 from node.protection_files import private_part
 from node.protection_holder import part_of
 from node.protection_places import host_in, new_holders
 from node.rpc import CallRefused
-from node.snapshots import SnapshotPlace, snapshot_files, snapshot_place
-from node.telemetry import Waits
+from node.snapshots import SnapshotPlace, snapshot_place, snapshots_seen
 from protocol import rpc
-from protocol.envelope import Signer
 from protocol.errors import Malformed, PeerError
-from protocol.ids import Digest, PeerId, Round, RunId, digest_of, short
+from protocol.ids import Digest, PeerId, Round, digest_of, short
 from protocol.messages import Presence
 from protocol.shards import ProtectCall, ShardCall, SignedStamp, Stamp, sign_stamp
 from protocol.spec import RunSpec
@@ -71,45 +69,15 @@ class ShardOwner:
     """One per node and run.  Everything happens in the one event loop, cutting in a thread."""
 
     def __init__(
-        self,
-        *,
-        run: RunId,
-        spec: RunSpec,
-        code: ErasureCode,
-        signer: Signer,
-        boot: bytes,
-        caller: Rpc,
-        memory: Arena,
-        directory: Path,
-        live: Callable[[], Sequence[Presence]],
-        addrs: Callable[[], Sequence[str]],
-        is_relayed: Callable[[PeerId], bool],
-        waits: Waits,
-        clock: Callable[[], float],
-        unix_s: Callable[[], float],
+        self, spec: RunSpec, code: ErasureCode, memory: Arena, around: Surroundings
     ) -> None:
-        """
-        Args:
-            directory: where the worker writes its snapshots.
-            live: the members that are alive now.
-            addrs: our own.
-        """
         assert spec.protection
-        self._run = run
         self._spec = spec
         self._every_rounds = spec.protection.every_rounds
         self._code = code
-        self._signer = signer
-        self._boot = boot
-        self._caller = caller
         self._memory = memory
-        self._directory = directory
-        self._live = live
-        self._addrs = addrs
-        self._is_relayed = is_relayed
-        self._waits = waits
-        self._clock = clock
-        self._unix_s = unix_s
+        self._around = around
+        self._clock = around.clock
         self.kept: Placing | None = None
         """The newest that is whole."""
         self.coming: Placing | None = None
@@ -156,7 +124,7 @@ class ShardOwner:
 
     def _due(self) -> tuple[Path, SnapshotPlace] | None:
         """The newest snapshot, if it is time to protect it."""
-        files = snapshot_files(self._directory)
+        files = snapshots_seen(self._around.directory)
         place = snapshot_place(files[0]) if files else None
         if place is None or place.inner_step == 0:
             return None
@@ -182,7 +150,7 @@ class ShardOwner:
         self._failed = self.trouble = None
         stamp = self.coming.stamp
         what = f"{len(stamp.shards)} shards of the snapshot of round {stamp.round} to be held"
-        self._waits.begin(SLOT, what, "any member", deadline_s(self._sent_bytes(stamp)))
+        self._around.waits.begin(SLOT, what, "any member", deadline_s(self._sent_bytes(stamp)))
 
     async def _cut(self, path: Path, place: SnapshotPlace) -> Placing:
         began = self._clock()
@@ -207,15 +175,15 @@ class ShardOwner:
                 slot.abandon()
         stamp = self._stamp(place, content, await asyncio.to_thread(digest_of, content), digests)
         self.cut_bytes += len(content)
-        return Placing(sign_stamp(stamp, self._run, self._signer), stamp, began)
+        return Placing(sign_stamp(stamp, self._around.run, self._around.signer), stamp, began)
 
     def _stamp(
         self, place: SnapshotPlace, content: bytes, digest: Digest, shards: list[Digest]
     ) -> Stamp:
-        self._serial = max(self._serial + 1, int(self._unix_s() * 1000))
+        self._serial = max(self._serial + 1, int(self._around.unix_s() * 1000))
         return Stamp(
-            owner=self._signer.peer,
-            boot=self._boot,
+            owner=self._around.signer.peer,
+            boot=self._around.boot,
             serial=self._serial,
             round=Round(place.round),
             inner_step=place.inner_step,
@@ -232,10 +200,10 @@ class ShardOwner:
     async def _place(self, placing: Placing) -> None:
         """Find a holder for each shard that has none, and ask all that are to be asked."""
         now = self._clock()
-        live = {presence.peer: presence for presence in self._live()}
-        self._last_seen |= dict.fromkeys(live, now)
+        live = {presence.peer: presence for presence in self._around.live()}
+        self._look_for_holders(live, now)
         for index, peer in list(placing.holders.items()):
-            if now - self._last_seen.get(peer, now) > AWAY_S:
+            if now - self._last_seen[peer] > AWAY_S:
                 self._lose(placing, index, "it is gone")
         new = self._new_holders(placing, live, now)
         placing.holders |= new
@@ -247,6 +215,14 @@ class ShardOwner:
             for index, peer in list(asked.items()):
                 if peer in live:
                     calls.create_task(self._ask(placing, index, peer), name=f"shard {index}")
+
+    def _look_for_holders(self, live: Collection[PeerId], now: float) -> None:
+        """Note when each was alive last; one that we ask now was so a moment ago."""
+        placings = [placing for placing in (self.coming, self.kept) if placing]
+        peers = {peer for placing in placings for peer in placing.holders.values()}
+        self._last_seen = {
+            peer: now if peer in live else self._last_seen.get(peer, now) for peer in peers
+        }
 
     def _unsure(self, placing: Placing) -> dict[int, PeerId]:
         return {i: peer for i, peer in placing.holders.items() if i not in placing.held}
@@ -268,20 +244,20 @@ class ShardOwner:
             missing - set(found),
             list(free.values()),
             taken=holding | set(found.values()),
-            owner=self._signer.peer,
-            owner_host=host_in(self._addrs()),
-            run=self._run,
-            is_relayed=self._is_relayed,
+            owner=self._around.signer.peer,
+            owner_host=host_in(self._around.addrs()),
+            run=self._around.run,
+            is_relayed=self._around.is_relayed,
         )
         return found
 
     async def _ask(self, placing: Placing, index: int, peer: PeerId) -> None:
-        call = ProtectCall(self._run, placing.signed, index, placing.is_whole)
+        call = ProtectCall(self._around.run, placing.signed, index, placing.is_whole)
         try:
-            holding = await self._caller.call(peer, rpc.PROTECT, call)
+            holding = await self._around.caller.call(peer, rpc.PROTECT, call)
         except PeerError as error:
             is_refusal = isinstance(error, CallRefused)
-            passes = isinstance(error, CallRefused) and error.code in (BUSY, LATE)
+            passes = isinstance(error, CallRefused) and error.code in TRANSIENT
             if passes or (index in placing.held and not is_refusal):
                 return  # it is asked again; one that is gone drops out of presence
             self._refused[peer] = self._clock() + (REFUSED_S if is_refusal else UNREACHED_S)
@@ -310,7 +286,7 @@ class ShardOwner:
                 self._release(self.kept)
             self.kept, self.coming = placing, None
             placing.is_whole, placing.took_s = True, took_s
-            self._waits.end(SLOT)
+            self._around.waits.end(SLOT)
             log.info(
                 "snapshot protected: round=%d inner_step=%d shards=%d of=%d bytes=%d took_s=%.1f",
                 *(stamp.round, stamp.inner_step, len(placing.held), len(stamp.shards)),
@@ -325,7 +301,7 @@ class ShardOwner:
             )
             self._release(placing)
             self.coming = None
-            self._waits.end(SLOT)
+            self._around.waits.end(SLOT)
 
     def _release(self, placing: Placing) -> None:
         for digest in placing.stamp.shards:

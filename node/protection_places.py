@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from node.addr_text import host_of as host_of_addr
+from node.addr_text import is_relayed
 from protocol.ids import PeerId, RunId, digest_of
-from protocol.messages import Presence
-
-HOLDS = ("starting", "training", "finished")
-"""States of members that are asked to hold: those that stay for a while."""
+from protocol.messages import HAS_WEIGHTS, Presence
 
 
 def new_holders(
@@ -32,7 +31,7 @@ def new_holders(
         taken: peers that hold other shards of this snapshot: one each.
         owner_host: as `host_of` says it.
     """
-    free = {p.peer: p for p in members if p.peer not in taken and p.state in HOLDS}
+    free = {p.peer: p for p in members if p.peer not in taken and p.state in HAS_WEIGHTS}
     hosts = Counter([owner_host, *(host_of(p) for p in members if p.peer in taken)])
     found: dict[int, PeerId] = {}
     for index in sorted(missing):
@@ -55,5 +54,5 @@ def host_of(presence: Presence) -> str:
 
 def host_in(addrs: Sequence[str]) -> str:
     """Of the first address that is no relay's; empty: there is none."""
-    direct = (addr for addr in addrs if "/p2p-circuit" not in addr)
-    return "/".join(next(direct, "").split("/")[:3])
+    direct = (addr for addr in addrs if not is_relayed(addr))
+    return host_of_addr(next(direct, ""))

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar, assert_never
 
 from node import ports
+from node.addr_text import host_of, is_global, with_peer, without_peer
 from node.p2p.links import Kind, Link
 from node.reachability import (
     Announce,
@@ -32,7 +33,6 @@ from node.reachability import (
     Seen,
     Tick,
     Unseen,
-    is_global,
 )
 from node.rpc import CallRefused, Refused
 from protocol import rpc
@@ -152,8 +152,8 @@ class Reach:
     def addrs(self) -> tuple[str, ...]:
         """Where others may dial us, the best first, each with /p2p/ID."""
         if self._announce:
-            return tuple(f"{addr}/p2p/{self._me}" for addr in self._announce)
-        known = tuple(_whole(addr, self._me) for addr in self._known.addrs)
+            return tuple(with_peer(addr, self._me) for addr in self._announce)
+        known = tuple(with_peer(addr, self._me) for addr in self._known.addrs)
         bound = self._bridge.addrs()
         if self._known.verdict == "private":  # what is global there lets nobody in
             bound = tuple(addr for addr in bound if not is_global(addr))
@@ -187,7 +187,7 @@ class Reach:
     def _claims(self) -> tuple[str, ...]:
         if self._fixed == "yes":
             return ()
-        bound = (addr.partition("/p2p/")[0] for addr in self._bridge.addrs())
+        bound = map(without_peer, self._bridge.addrs())
         every = (*self._mapped, *self._bridge.observed(), *bound)
         return tuple(dict.fromkeys(addr for addr in every if is_global(addr)))
 
@@ -243,7 +243,7 @@ class Reach:
         """Let others dial the caller, at the address that we see it at."""
         links = {link.peer: link for link in self._bridge.links()}
         mine = links.get(peer)
-        if mine is None or mine.kind is Kind.RELAYED or _ip(mine.addr) != _ip(call.addr):
+        if mine is None or mine.kind is Kind.RELAYED or host_of(mine.addr) != host_of(call.addr):
             raise Refused(NOT_YOURS, f"you are not seen here at {call.addr:.80}")
         self._spend()
         others = [p for p, link in links.items() if p != peer and link.kind is not Kind.RELAYED]
@@ -302,14 +302,6 @@ def _is_open(link: Link) -> bool:
     return link.kind is Kind.DIRECT and is_global(link.addr)
 
 
-def _ip(addr: str) -> str:
-    return "/".join(addr.split("/")[1:3])
-
-
 def _through(addr: str) -> bool:
     """Whether an address through a relay leads to one that everybody can dial."""
-    return is_global(addr.partition("/p2p/")[0])
-
-
-def _whole(addr: str, me: PeerId) -> str:
-    return addr if addr.endswith(f"/p2p/{me}") else f"{addr}/p2p/{me}"
+    return is_global(without_peer(addr))

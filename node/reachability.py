@@ -11,11 +11,11 @@ Handlers record facts; `_advance` looks at all of them and decides.  It is to be
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from protocol.ids import PeerId, seed_of
+from protocol.limits import MAX_ADDRS
 
 AGREE = 2
 """Peers that make a verdict: one may lie, or sit in our own network."""
@@ -36,8 +36,6 @@ RENEW_SHARE = 0.5
 AVOID_S = 10.0
 """A relay that refused; doubles with each refusal up to:"""
 AVOID_MOST_S = 600.0
-MAX_ADDRS = 8
-"""Announced; as many as a presence carries."""
 
 
 # --- events ------------------------------------------------------------------------------
@@ -161,6 +159,7 @@ class Reachability:
         self._claims: dict[str, _Claim] = {}
         self._relays: dict[PeerId, _Relay] = {}
         self._avoided: dict[PeerId, tuple[int, float]] = {}
+        """Who refused to be our relay: how often in a row, and until when it is not asked."""
         self._announced = Announce("unknown", ())
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -258,6 +257,9 @@ class Reachability:
             elif relay.renew_at <= now and not relay.asking:
                 relay.asking = True
                 effects.append(Reserve(peer))
+        for peer in [p for p, (_, until) in self._avoided.items() if until <= now]:
+            if peer not in self._direct:
+                del self._avoided[peer]
         able = [
             peer
             for peer in self._direct
@@ -269,14 +271,3 @@ class Reachability:
             self._relays[peer] = _Relay(now + ANSWER_S, now + ANSWER_S)
             effects.append(Reserve(peer))
         return effects
-
-
-def is_global(addr: str) -> bool:
-    """Whether it is a direct address that means the same everywhere."""
-    parts = addr.split("/")
-    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
-        return False
-    try:
-        return ipaddress.ip_address(parts[2]).is_global
-    except ValueError:
-        return False

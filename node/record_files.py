@@ -11,24 +11,27 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from crdt.record import MAX_PROOF_BYTES, MAX_RECORD_BYTES, Record
 from crdt.replica import Replica
 from crdt.sync import Parcel, merge_parcel
+from node.disk_thread import DiskThread
+from node.files import set_aside
+from node.uncancelled import is_done_within
 from protocol import codec
-from protocol.errors import Malformed
+from protocol.errors import ConfigError, Malformed
 from protocol.ids import short
 
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = max(MAX_RECORD_BYTES, MAX_PROOF_BYTES) + 64
 """A record or a proof, and the frame of the parcel around it."""
-
-
 RETRY_S = 5.0
 """Until a disk that refused is asked again."""
+CLOSE_S = 0.8
+"""For the last records to be on disk, a few milliseconds in fact, while the worker is waited for
+(`worker_life.TERM_S`); they can be fetched again."""
 
 
 class RecordFiles:
@@ -37,15 +40,24 @@ class RecordFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._refuses = False
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
-        """One, so that writes of one file cannot overtake each other."""
+        self._thread = DiskThread("records")
 
     def load(self, replica: Replica) -> None:
         """Merge all files into `replica`; never raises for what is in them.
 
         Raises:
-            OSError: the directory cannot be made or read.
+            ConfigError: the directory cannot be made, read or written to.
         """
+        try:
+            self._load(replica)
+        except OSError as error:
+            raise ConfigError(
+                f"records: {error.strerror} at {error.filename or self._directory}, expected a "
+                "folder of records that can be read and written; correct its rights, free some "
+                "space, or choose another data directory"
+            ) from error
+
+    def _load(self, replica: Replica) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         for left in self._directory.glob("*.new"):
             left.unlink()  # from a kill between writing and renaming
@@ -56,22 +68,18 @@ class RecordFiles:
                 merge_parcel(replica, codec.decode(Parcel, data, max_bytes=MAX_FILE_BYTES))
             except (Malformed, OSError) as error:
                 log.warning(
-                    "record set aside: the record of %s on disk is broken (%s); the file is kept "
-                    "as %s and the record will be fetched from the other peers",
-                    short(path.stem),
-                    error,
-                    path.with_suffix(".broken").name,
+                    "record set aside: the record of %s on disk is broken (%s); the file is %s, "
+                    "and the record will be fetched from the other peers",
+                    *(short(path.stem), error, set_aside(path)),
                 )
-                path.replace(path.with_suffix(".broken"))
 
     async def saved(self, records: Sequence[Record], *, durable: bool) -> bool:
         """Save in a thread; False, and one sentence in the log, if the disk refuses.
 
         No deadline: a write that we gave up on could still overtake the next one.
         """
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._save_all, records, durable)
+            await self._write(records, durable=durable)
         except OSError as error:
             if not self._refuses:
                 log.error(
@@ -87,13 +95,20 @@ class RecordFiles:
         self._refuses = False
         return True
 
-    def close(self, last: Sequence[Record]) -> None:
-        """Save these, after all that is being saved, and no more."""
-        self._thread.shutdown(wait=True)
+    async def close(self, last: Sequence[Record]) -> None:
+        """Save these, after all that is being saved, and no more; never raises, nor waits long."""
+        why = f"the disk has not answered within {CLOSE_S:g} s"
         try:
-            self._save_all(last, False)
+            is_saved = await is_done_within(self._write(last, durable=False), CLOSE_S)
         except OSError as error:
-            log.warning("records of others not saved: %s; they will be fetched again", error)
+            is_saved, why = False, str(error)
+        if not is_saved:
+            log.warning("records of others not saved: %s; they will be fetched again", why)
+        self._thread.shutdown()
+
+    async def _write(self, records: Sequence[Record], *, durable: bool) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._save_all, records, durable)
 
     def save(self, record: Record, *, durable: bool) -> None:
         """Replace the record's file.

@@ -24,7 +24,7 @@ from crdt.author import Author
 from crdt.replica import Replica
 from crdt.schema import Content, NoView, View
 from node.ports import Rpc
-from node.record_files import RETRY_S, RecordFiles
+from node.record_files import CLOSE_S, RETRY_S, RecordFiles
 from node.record_sync import RecordSync
 from node.telemetry import Waits
 from protocol import check
@@ -77,7 +77,7 @@ class Records:
             changed: told the authors whose records changed; must not wait.
 
         Raises:
-            OSError: the directory cannot be read.
+            ConfigError: the directory cannot be read.
         """
         self._author = author
         self._me = author.signer.peer
@@ -145,11 +145,11 @@ class Records:
                 await self._sync.spread.wait()
         return self._settled.is_set() and self._sync.spread.is_set()
 
-    async def handle(self, peer: PeerId, call: RecordCall) -> RecordCall:
-        """Serve `records/1`.
+    async def handle(self, _peer: PeerId, call: RecordCall) -> RecordCall:
+        """Serve `records/1`: what it brings is signed, so who passes it on does not matter.
 
         Raises:
-            Malformed: `peer` broke the protocol.
+            Malformed: the peer broke the protocol.
         """
         if call.run != self._replica.run:
             raise Malformed(f"records of the run {short(call.run)}, this is another one")
@@ -163,7 +163,9 @@ class Records:
                 tasks.create_task(self._sync.run(), name="records: others")
                 tasks.create_task(self._save_others(), name="records: save")
         finally:
-            self._files.close([self._replica.record(other) for other in sorted(self._unsaved)])
+            left = [self._replica.record(other) for other in sorted(self._unsaved)]
+            with self._waits.on("the last records", "the disk", CLOSE_S):
+                await self._files.close(left)
 
     # --- our own record -----------------------------------------------------------------
 
@@ -263,5 +265,9 @@ class Records:
             await asyncio.sleep(SAVE_S)
             due, self._unsaved = self._unsaved, set()
             records = [self._replica.record(author) for author in sorted(due)]
-            if due and not await self._files.saved(records, durable=False):
-                self._unsaved |= due
+            is_saved = False
+            try:
+                is_saved = not due or await self._files.saved(records, durable=False)
+            finally:  # cancelled, too: the write may not have begun
+                if not is_saved:
+                    self._unsaved |= due

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from node.arena import Arena, ArenaFull
 from node.erasure import ErasureCode, NotDecodable
-from node.ports import Rpc
+from node.protection_around import Surroundings
 from node.protection_fetch import deadline_s, fetch_shard
-from node.telemetry import Waits
 from protocol import rpc
 from protocol.errors import Malformed, PeerError
-from protocol.ids import PeerId, RunId, digest_of, short
-from protocol.messages import Presence
+from protocol.ids import PeerId, digest_of, short
 from protocol.shards import ShardsCall, Stamp
 
 log = logging.getLogger(__name__)
@@ -62,30 +59,11 @@ class _Found:
 class Recovery:
     """One per node and run.  Everything happens in the one event loop, decoding in a thread."""
 
-    def __init__(
-        self,
-        *,
-        run: RunId,
-        me: PeerId,
-        code: ErasureCode,
-        caller: Rpc,
-        memory: Arena,
-        live: Callable[[], Sequence[Presence]],
-        is_relayed: Callable[[PeerId], bool],
-        blame: Callable[[PeerId, str], None],
-        waits: Waits,
-        clock: Callable[[], float],
-    ) -> None:
-        self._run = run
-        self._me = me
+    def __init__(self, code: ErasureCode, memory: Arena, around: Surroundings) -> None:
         self._code = code
-        self._caller = caller
         self._memory = memory
-        self._live = live
-        self._is_relayed = is_relayed
-        self._blame = blame
-        self._waits = waits
-        self._clock = clock
+        self._around = around
+        self._clock = around.clock
         self._found: dict[bytes, _Found] = {}
         """By the stamp's bytes."""
         self._answered: dict[PeerId, float] = {}
@@ -121,7 +99,7 @@ class Recovery:
     async def _survey(self) -> None:
         """Ask everybody that is there, until waiting longer is of no use."""
         began = self._clock()
-        with self._waits.on("shards of our snapshot", "any member", FIRST_S + LACKING_S):
+        with self._around.waits.on("shards of our snapshot", "any member", FIRST_S + LACKING_S):
             while True:
                 await self._ask_all()
                 if self._is_over(began, self._clock()):
@@ -141,16 +119,16 @@ class Recovery:
     async def _ask_all(self) -> None:
         now = self._clock()
         async with asyncio.TaskGroup() as calls:
-            for presence in self._live():
+            for presence in self._around.live():
                 is_early = now < self._failed.get(presence.peer, now)
                 if presence.peer not in self._answered and not is_early:
                     calls.create_task(self._ask(presence.peer), name="shards")
 
     async def _ask(self, peer: PeerId) -> None:
         try:
-            answer = await self._caller.call(peer, rpc.SHARDS, ShardsCall(self._run))
+            answer = await self._around.caller.call(peer, rpc.SHARDS, ShardsCall(self._around.run))
             for offer in answer.offers:
-                stamp = offer.stamp.open(self._run, self._me)
+                stamp = offer.stamp.open(self._around.run, self._around.signer.peer)
                 if offer.index >= len(stamp.shards):
                     raise Malformed(f"shard {offer.index} of {len(stamp.shards)}")
                 found = self._found.setdefault(offer.stamp.body, _Found(stamp))
@@ -160,7 +138,7 @@ class Recovery:
             self._failed[peer] = self._clock() + REFUSED_S  # it is asked again while it is there
             return
         except Malformed as error:
-            self._blame(peer, f"offered a shard that is none of ours: {error}")
+            self._around.blame(peer, f"offered a shard that is none of ours: {error}")
         self._answered[peer] = self._clock()
 
     # --- fetching ---------------------------------------------------------------------------
@@ -172,7 +150,7 @@ class Recovery:
         limit_s = deadline_s(stamp.shard_bytes * stamp.data)
         try:
             what = f"{stamp.data} shards of {stamp.shard_bytes} bytes"
-            with self._waits.on(what, "the members that hold them", limit_s):
+            with self._around.waits.on(what, "the members that hold them", limit_s):
                 async with asyncio.timeout(limit_s):
                     await self._fetch(found, got)
             if len(got) < stamp.data:
@@ -217,15 +195,15 @@ class Recovery:
                 stamp.shards[index],
                 stamp.shard_bytes,
                 peer,
-                run=self._run,
-                caller=self._caller,
+                run=self._around.run,
+                caller=self._around.caller,
                 memory=self._memory,
-                is_spared=self._is_relayed,
+                is_spared=self._around.is_relayed,
             )
         except (PeerError, ArenaFull) as error:
             log.info("shard not fetched: holder=%s index=%d reason=%s", short(peer), index, error)
         except Malformed as error:
-            self._blame(peer, f"gave another shard than our stamp names: {error}")
+            self._around.blame(peer, f"gave another shard than our stamp names: {error}")
         else:
             log.info("shard fetched: holder=%s index=%d", short(peer), index)
             return True

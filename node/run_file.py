@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from node.config import read_toml
-from node.settings import section, trainer_section, values
+from node.settings import section, table_of, trainer_section, values
 from protocol.algorithms import TrainerConfig
 from protocol.errors import ConfigError
 from protocol.ids import Digest, PeerId, peer_id
@@ -126,7 +126,7 @@ def read_run_file(path: Path) -> RunDraft:
             "start_deadline_s": 60.0,
             "private": False,
         }
-        tables = {name: _table(name, table.get(name, {})) for name in _RUN_TABLES}
+        tables = {name: table_of(name, table.get(name, {})) for name in _RUN_TABLES}
         trainer = trainer_section(path, tables["trainer"])
         given["changeable"] = tuple(sorted(given.get("changeable", trainer.changeable)))
         return RunDraft(
@@ -145,13 +145,7 @@ def _protection(path: Path, table: object) -> ProtectionConfig | None:
     """Off unless there is a table [protection], if only an empty one."""
     if table is None:
         return None
-    return section(path, "protection", ProtectionConfig, _table("protection", table))
-
-
-def _table(name: str, table: object) -> dict[str, object]:
-    if type(table) is not dict:
-        raise ValueError(f"{name} is {table!r:.40}, expected a table [{name}]")
-    return table
+    return section(path, "protection", ProtectionConfig, table_of("protection", table))
 
 
 def _data(path: Path, data: str, validation: str | None) -> NamedCorpus | TextCorpus | OwnData:

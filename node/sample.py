@@ -106,13 +106,6 @@ def text_of(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def harmless(text: str) -> str:
-    """For a terminal: strangers trained the model, and control characters can do harm there."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
 def _sampling(options: Options) -> SamplingConfig:
     try:
         check.integer("tokens", options.tokens, 1, MAX_TOKENS)

@@ -86,7 +86,7 @@ class Services:
         received: Callable[[Received], Awaitable[None]],
         presence: Callable[[PeerId, rpc.PresenceCall], Awaitable[rpc.PresenceCall]],
         records: Callable[[PeerId, rpc.RecordCall], Awaitable[rpc.RecordCall]],
-        checkpoint: Callable[[], Awaitable[Checkpoint | None]],
+        checkpoint: Callable[[bool], Awaitable[Checkpoint | None]],
         sketch: Callable[[int], Awaitable[Sketch | None]],
         weights: Callable[[Round], Digest | None],
         arena: Arena,
@@ -178,7 +178,7 @@ class Services:
 
     async def checkpoint(self, peer: PeerId, call: rpc.CheckpointCall) -> rpc.SignedCheckpoint:
         self._check(peer, call.run)
-        newest = await self._checkpoint()
+        newest = await self._checkpoint(call.at_base)
         if newest is None:
             raise Refused(NOT_HERE, "no checkpoint here yet; ask another member, or later")
         body = codec.encode(newest)

@@ -55,6 +55,13 @@ def section(path: Path, name: str, kind: type[S], table: Mapping[str, object]) -
     return kind(**values(path, f"{name}.", hints, table))
 
 
+def table_of(name: str, found: object) -> dict[str, object]:
+    """What a file has as a table.  Raises `ValueError`: it is none."""
+    if type(found) is not dict:
+        raise ValueError(f"{name} is {found!r:.40}, expected a table [{name}]")
+    return found
+
+
 def _typed(source: Path | str, key: str, kind: Any, value: object) -> Any:
     """`value` as `kind`; a whole number is a number, and a list of texts may be of paths."""
     if kind is float and type(value) is int:

@@ -276,10 +276,6 @@ class World:
         for effect in effects:
             self._do[type(effect)](me, effect)
 
-    def carry_out(self, id: PeerId, effect: Effect) -> None:
-        """Do what the trainer of this peer might have asked for."""
-        self._do[type(effect)](self.peers[id], effect)
-
     def _table(self) -> dict[type, Callable[[Peer, Any], None]]:
         """What to do about each kind of effect: looked up, for it is done millions of times."""
         links = self.links

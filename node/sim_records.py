@@ -82,10 +82,10 @@ class Disk(RecordFiles):
     async def saved(self, records: Sequence[Record], *, durable: bool) -> bool:
         """It takes a while, and never fails."""
         await asyncio.sleep(WRITE_S)
-        self.close(records)
+        await self.close(records)
         return True
 
-    def close(self, last: Sequence[Record]) -> None:
+    async def close(self, last: Sequence[Record]) -> None:
         """Save these."""
         for record in () if self._is_gone else last:
             proofs = (record.proof,) if record.proof else ()
@@ -139,7 +139,7 @@ class Keeper:
         reply(codec.encode(await self._records.handle(sender, call)))
 
     def told(self, event: Event) -> None:
-        """What its worker answered the trainer; see `node.journal.Worker`."""
+        """What its worker answered the trainer; see `node.noted_learner`."""
         match event:
             case OuterDone(_, weights) | SumNamed(weights):
                 self.journal.weights = weights
@@ -152,6 +152,7 @@ class Keeper:
         """As `node.training` does."""
         self._began_at = event.weights
         self.journal.resumed(event.round)
+        self._records.write(lambda content: content.joined(None, event.round))
         origin = self._peer.worker.origin
         if origin is Origin.OWN:
             self.journal.goes_on(event.round)
@@ -262,10 +263,6 @@ class RecordKeeping:
     def are_equal(self) -> bool:
         """Whether all that are there hold the same, byte for byte."""
         return len({keeper.replica.root() for keeper in self.keepers.values()}) <= 1
-
-    def roots(self) -> dict[PeerId, Digest]:
-        """One hash over all that a peer holds."""
-        return {me: keeper.replica.root() for me, keeper in self.keepers.items()}
 
     def views(self) -> dict[PeerId, dict[PeerId, View]]:
         """What each peer sees of each author."""

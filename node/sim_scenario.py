@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from node import sim_records
 from node.config import read_toml
-from node.settings import section, trainer_section, values
+from node.settings import section, table_of, trainer_section, values
 from node.sim_peer import Conditions
 from node.sim_settings import (
     MAX_PEERS,
@@ -176,9 +176,9 @@ def _spec(path: Path, given: Mapping[str, Any], table: Mapping[str, object]) -> 
         min_members=1,
         start_deadline_s=0.0,
         join_secret=None,
-        model=section(path, "model", GptConfig, _table("model", table.get("model", {}))),
-        inner=section(path, "inner", InnerConfig, _table("inner", table.get("inner", {}))),
-        trainer=trainer_section(path, _table("trainer", table.get("trainer", {}))),
+        model=section(path, "model", GptConfig, table_of("model", table.get("model", {}))),
+        inner=section(path, "inner", InnerConfig, table_of("inner", table.get("inner", {}))),
+        trainer=trainer_section(path, table_of("trainer", table.get("trainer", {}))),
         data=DataConfig(tokenizer=blob, validation=blob, corpus=None),
     )
 
@@ -193,7 +193,7 @@ def _sections(path: Path, name: str, kind: type[T], table: Mapping[str, object])
 
 def _section(path: Path, name: str, kind: type[T], found: object) -> T:
     """A table whose settings class names its fields without it."""
-    table = _table(name, found)
+    table = table_of(name, found)
     for each in dataclasses.fields(kind):  # type: ignore[arg-type]
         if each.default is dataclasses.MISSING and each.name not in table:
             raise ValueError(f"{name}.{each.name} is missing, expected a value for it")
@@ -201,12 +201,6 @@ def _section(path: Path, name: str, kind: type[T], found: object) -> T:
         return section(path, name, kind, table)
     except ValueError as error:
         raise ValueError(f"{name}.{error}") from None
-
-
-def _table(name: str, found: object) -> dict[str, object]:
-    if type(found) is not dict:
-        raise ValueError(f"{name} is {found!r:.40}, expected a table [{name}]")
-    return found
 
 
 def _named(groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:

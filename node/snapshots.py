@@ -9,6 +9,7 @@ that nothing somebody may miss is overwritten.  For whoever looks at the directo
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -19,11 +20,10 @@ from typing import TypeVar
 
 import safetensors
 
-from node.files import settle
+from node.files import set_aside, settle
 from protocol.check import integer
 from protocol.errors import Malformed
-from protocol.ids import Digest, Round, RunId, digest_of, short
-from protocol.limits import MAX_ROUND
+from protocol.ids import RunId, digest_of, short
 
 T = TypeVar("T")
 
@@ -33,9 +33,6 @@ KEPT = 3
 Each holds the model some five times; a fourth has never been of use."""
 UNFINISHED = "unfinished-"
 """Folders, one for each process that writes: what is in them is not whole."""
-SET_ASIDE = ".unusable-"
-MAX_SET_ASIDE = 9
-"""Files: so many bad ones are a bad disk; one more stays under its name, and goes as an old one."""
 SPARE_BYTES = 16 << 20
 """Left free on the disk beside a snapshot: for the node's key, records and log."""
 METADATA_KEY = "shoal"
@@ -63,24 +60,28 @@ class SnapshotPlace:
     inner_step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """A whole snapshot of a run."""
-
-    path: Path
-    round: Round
-    inner_step: int
-    weights: Digest
-    """BLAKE2b-256 of the slow weights (spsa: of the weights that follow from the sum)."""
-    size_bytes: int
-
-
 # --- names --------------------------------------------------------------------------------------
 
 
 def snapshot_files(directory: Path) -> list[Path]:
-    """The snapshots in a directory, newest first: their names sort by round and step."""
-    return sorted(directory.glob(SNAPSHOTS), key=os.fspath, reverse=True)
+    """The snapshots in a directory, newest first: their names sort by round and step.
+
+    Raises:
+        OSError: it is there and cannot be read, which is not the same as none.
+    """
+    try:
+        with os.scandir(directory) as entries:  # `Path.glob` says nothing of what is refused
+            names = [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+    return [directory / name for name in sorted(fnmatch.filter(names, SNAPSHOTS), reverse=True)]
+
+
+def snapshots_seen(directory: Path) -> list[Path]:
+    """The same, but none in a directory that cannot be read: for who looks again soon."""
+    with contextlib.suppress(OSError):
+        return snapshot_files(directory)
+    return []
 
 
 def snapshot_name(place: SnapshotPlace) -> str:
@@ -94,27 +95,6 @@ def snapshot_place(path: Path) -> SnapshotPlace | None:
     if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
         return None
     return SnapshotPlace(int(parts[1]), int(parts[2]))
-
-
-def complete_snapshots(directory: Path, run: RunId) -> list[Complete]:
-    """The whole snapshots of this run, newest first, as their headers have them.
-
-    Weights are not read: who takes one checks them against the digests in the header.
-    """
-    found = []
-    for path in snapshot_files(directory):
-        with contextlib.suppress(Malformed, OSError):  # whoever starts from it says why not
-            numbers = numbers_of(path, run)
-            found.append(
-                Complete(
-                    path,
-                    Round(number(numbers, "round", MAX_ROUND)),
-                    number(numbers, "inner_step", MAX_STEPS),
-                    Digest(bytes.fromhex(digests(numbers)["phi"])),
-                    path.stat().st_size,
-                )
-            )
-    return found
 
 
 # --- what a file says of itself -----------------------------------------------------------------
@@ -155,6 +135,12 @@ def unsealed(metadata: Mapping[str, str] | None, run: RunId) -> dict[str, object
     return content
 
 
+def check_readable(path: Path) -> None:
+    """Raises OSError: it cannot be opened, and why; safetensors would say that it is gone."""
+    with path.open("rb"):
+        pass
+
+
 def numbers_of(path: Path, run: RunId) -> dict[str, object]:
     """What a file says of itself, without its tensors.
 
@@ -162,6 +148,7 @@ def numbers_of(path: Path, run: RunId) -> dict[str, object]:
         Malformed: not whole, not shoal's, or of another run.
         OSError: it cannot be read.
     """
+    check_readable(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return unsealed(file.metadata(), run)
@@ -248,7 +235,7 @@ def newest_usable(directory: Path, run: RunId, read: Callable[[Path], T]) -> tup
             else:
                 found.append(read(path))
         except Malformed as error:
-            notes.append(f"{path.name}: {error}; {_set_aside(path)}")
+            notes.append(f"{path.name}: {error}; {set_aside(path)}")
         except OSError as error:
             notes.append(f"{path.name}: {error.strerror or error}; left as it is")
     if found:
@@ -256,16 +243,3 @@ def newest_usable(directory: Path, run: RunId, read: Callable[[Path], T]) -> tup
     if not files:
         raise NoSnapshot(f"no snapshot in {directory}")
     raise NoSnapshot(f"no usable snapshot in {directory}: {'; '.join(notes)}")
-
-
-def _set_aside(path: Path) -> str:
-    """Give a file a name under which nobody reads, overwrites or removes it; what was done."""
-    for count in range(1, MAX_SET_ASIDE + 1):
-        if not any(path.parent.glob(f"*{SET_ASIDE}{count}")):
-            aside = path.with_name(f"{path.name}{SET_ASIDE}{count}")
-            try:
-                path.rename(aside)
-            except OSError as error:
-                return f"left as it is, for it cannot be renamed: {error.strerror}"
-            return f"kept as {aside.name}"
-    return f"left as it is, for {MAX_SET_ASIDE} others are kept already: remove those"

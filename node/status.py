@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from crdt.schema import Content
 from node.api import LinkTraffic, PeerStatus, Reachable, Status
-from node.contributions import GROUPS, told
+from node.contributions import told
 from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
@@ -18,9 +18,10 @@ from node.member import Member
 from node.p2p.counters import PeerTraffic, Traffic
 from node.p2p.links import Link
 from node.pieces import DIRECT, cuts
-from node.snapshots import snapshot_files
+from node.snapshots import snapshots_seen
 from node.telemetry import Rounds, Waits
 from protocol import codec, rpc
+from protocol.algorithms import GroupConfig
 from protocol.changes import InForce, spec_in, value_of
 from protocol.envelope import SIGNATURE_BYTES
 from protocol.fragments import num_parameters
@@ -56,7 +57,7 @@ def status_of(
     wait = waits.current
     scalars = training.exchange.scalars if training else ScalarTraffic()
     heard = member.services.heard if member and member.services else 0
-    snapshots = snapshot_files(directory.worker)
+    snapshots = snapshots_seen(directory.worker)
     rounds = journal.rounds if journal else Rounds()
     fetched = training.exchange.fetched if training else {}
     served = member.services.served if member and member.services else {}
@@ -153,7 +154,7 @@ def contributions_of(member: Member | None) -> Mapping[str, object]:
     """The ledger of the run, by the records that this node holds."""
     if member is None or member.records is None:
         return told({}, Digest(b""), is_group=False)
-    is_group = isinstance(member.held.spec().trainer, GROUPS)
+    is_group = isinstance(member.held.spec().trainer, GroupConfig)
     return told(member.records.views(), member.records.root(), is_group=is_group)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crdt.schema import Content
+from node.disk_thread import DiskThread
 from node.files import write_atomically
 from protocol import check, codec
 from protocol.errors import ConfigError, Malformed
@@ -65,6 +66,7 @@ class Tally:
         self._is_new = False
         """There is something that is not on disk."""
         self._writing = asyncio.Lock()
+        self._thread = DiskThread("tally")
         try:
             if path.exists():
                 data = path.read_bytes()
@@ -84,8 +86,9 @@ class Tally:
             if self._is_new:
                 self._is_new = False
                 data = codec.encode(_Dues(self._dues))
+                loop = asyncio.get_running_loop()
                 try:
-                    await asyncio.to_thread(write_atomically, self._path, data)
+                    await loop.run_in_executor(self._thread, write_atomically, self._path, data)
                 except ConfigError as error:
                     log.warning("tally not saved: %s", error)
 

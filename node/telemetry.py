@@ -27,11 +27,11 @@ MAX_WAITS = 64
 """Waits at one time that status can choose from; further ones are only logged."""
 QUIET_LIBRARIES = ("libp2p", "aiohttp", "asyncio", "multiaddr", "trio")
 """Their warnings are ours to judge: only errors pass, unless debug is asked for."""
-_PEER_ID = re.compile(r"(?<!/p2p/)\b12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\b")
+_PEER_ID = re.compile(r"(?<!/p2p/)\b12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\b(?!\.\w)")
 
 
 def set_up_logs(level: str, *, as_json: bool, stream: TextIO | None = None) -> None:
-    """One handler on the root logger; peer ids are shortened except inside addresses.
+    """One handler on the root logger; peer ids are shortened, but not in addresses or file names.
 
     Args:
         level: debug, info, warning or error.
@@ -52,8 +52,12 @@ class Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = harmless(record.message)
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
-        return short_peers(super().format(record))
+        return short_peers(harmless(super().format(record), but="\n\t"))  # a traceback has lines
 
 
 class JsonLines(logging.Formatter):
@@ -72,8 +76,17 @@ class JsonLines(logging.Formatter):
 
 
 def short_peers(text: str) -> str:
-    """`text` with each peer id as eight characters; addresses stay whole, people copy them."""
+    """`text` with each peer id as eight characters; people copy addresses and names of files."""
     return _PEER_ID.sub(lambda found: short(found[0]), text)
+
+
+def harmless(text: str, *, but: str = "") -> str:
+    """`text` for a terminal: what strangers wrote may hold characters that do things there.
+
+    Args:
+        but: characters that may stay although they do not print.
+    """
+    return "".join(c if c.isprintable() or c in but else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The model of a data directory, as a snapshot has it, whether its node runs or not.
 
-A running node writes snapshots whole and removes all but the newest two, so a file that was
-listed may be gone when it is opened: then the directory is looked at again.  Everything that
-is wrong is a `ConfigError` in one sentence.
+A running node writes snapshots whole and removes all but the newest (`node.snapshots.KEPT`), so a
+file that was listed may be gone when it is opened: then the directory is looked at again.
+Everything that is wrong is a `ConfigError` in one sentence.
 """
 
 from __future__ import annotations
@@ -166,7 +166,12 @@ def _snapshot(folder: Path, spec: RunSpec, wanted: Round | None) -> tuple[Round,
 
 def _candidates(folder: Path, wanted: Round | None) -> list[Path]:
     """Newest first, one at least."""
-    files = snapshot_files(folder)
+    try:
+        files = snapshot_files(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: {error.strerror}, expected a directory of snapshots; correct its rights"
+        ) from error
     if not files:
         raise ConfigError(
             f"no snapshot in {folder} yet, expected one, which the node writes when its training "

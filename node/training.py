@@ -4,7 +4,7 @@
     starting    weights are here; waits for the members that the spec wants to begin with
     training    rounds
     paused      the creator has paused the run; serves others
-    finished    the last round is closed; serves others
+    finished    the last round is closed and on disk; serves others
 
 Where the first weights come from: `node.beginning`; what others start from: `node.offers`.
 """
@@ -22,17 +22,19 @@ from node import worker_wire as wire
 from node.arena import Arena
 from node.beginning import REJOIN_S, Beginning, Recover
 from node.blobstore import BlobStore
-from node.donors import Donors
+from node.donors import Members
 from node.driver import Driver
 from node.exchange import Exchange
-from node.journal import Journal, Worker, resumed
+from node.journal import Journal
 from node.learner import Learner
-from node.offers import BEGUN, HAS_WEIGHTS, Offers
+from node.noted_learner import NotedLearner, resumed
+from node.offers import Offers
+from node.worker_wire_save import Saved
 from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
 from protocol.errors import WorkerLost
 from protocol.ids import PeerId, short
-from protocol.messages import Decision, Presence
+from protocol.messages import BEGUN, HAS_WEIGHTS, Decision, Presence
 from protocol.spec import RunSpec
 from trainers import reanchor
 from trainers.events import ControlChanged, DecisionsSeen, LeftBehind, MembersChanged, Received
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 AGAIN_S = 1.0
 """Until the trainer is told again that it is left behind, and the longest time without a look at
 the members."""
+QUIET_S = 12.0
+"""Without another snapshot for so long the weights stay as they are, though others' scalars came
+after our last round (spsa): twice what a worker waits with the next one, and some."""
 STOOD_S = 5.0
 """Without a look for so long this process stood still: a closed lid, SIGSTOP."""
 
@@ -60,7 +65,7 @@ class Training:
         socket_path: Path,
         arena: Arena,
         store: BlobStore,
-        donors: Donors,
+        members: Members,
         exchange: Exchange,
         journal: Journal,
         live: Callable[[], Sequence[Presence]],
@@ -88,6 +93,8 @@ class Training:
         self._told_behind = -AGAIN_S
         self._away_until = 0.0
         """Until then what is seen of the members is what we come back to."""
+        self._saved = asyncio.Event()
+        """A snapshot is on disk."""
         self._resumed: asyncio.Queue[wire.Ready] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
         self.learner = Learner(
@@ -97,7 +104,7 @@ class Training:
             socket_path=socket_path,
             on_resumed=self._on_resumed,
             on_save_failed=journal.save_failed,
-            on_saved=journal.saved,
+            on_saved=self._on_saved,
             waits=journal.waits,
         )
         self.offers = Offers(self.learner, store, journal, fragments=spec.num_fragments)
@@ -106,7 +113,7 @@ class Training:
             signer.peer,
             learner=self.learner,
             journal=journal,
-            members=donors,
+            members=members,
             live=live,
             recover=recover,
             clock=clock,
@@ -114,7 +121,7 @@ class Training:
         )
         self._driver = Driver(
             machine_of(spec, signer, boot),
-            learner=Worker(self.learner, journal, self._beginning.go_over_to),
+            learner=NotedLearner(self.learner, journal, self._beginning.go_over_to),
             network=exchange,
             journal=journal,
             clock=clock,
@@ -147,7 +154,28 @@ class Training:
         await self._driver.post(self._control)  # before the first round
         await self._driver.post(resumed(ready))
         await self.journal.ended.wait()
-        self.val_end = await self._evaluate()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Save, tell, and measure; again when the scalars of others have changed the weights."""
+        try:
+            await self.learner.save()
+        except WorkerLost as error:
+            log.warning("not saved at the end: %s; the last snapshot is older", error)
+        self.journal.enter("finished")
+        log.info("run finished: round=%d", self.journal.round)
+        while True:
+            self._saved.clear()
+            self.val_end = await self._evaluate()
+            await self._saved.wait()
+            await self._no_more_saved()
+
+    async def _no_more_saved(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self._saved.clear()
+                async with asyncio.timeout(QUIET_S):
+                    await self._saved.wait()
 
     async def received(self, event: Received) -> None:
         """A round message; waits while the trainer is behind."""
@@ -232,6 +260,10 @@ class Training:
             self._told_behind = now
             log.info("left behind: round=%d member=%s", self.journal.round, short(source))
         return source
+
+    def _on_saved(self, saved: Saved) -> None:
+        self.journal.saved(saved)
+        self._saved.set()
 
     def _on_resumed(self, ready: wire.Ready) -> None:
         if self._resumed.full():

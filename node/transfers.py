@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from node.blobstore import BlobStore, Receiving
-from node.donor_search import PASSING, DonorSearch, Holders, Peers
+from node.donor_search import NO_WORD, DonorSearch, Holders, Peers
 from node.ports import Rpc
 from node.rpc import CallRefused
 from protocol import rpc
@@ -32,8 +33,8 @@ FETCH_S = 3600.0
 MAX_LIARS = 256
 """Peers that sent wrong bytes of a blob, remembered with it; the first is forgotten."""
 
-Progress = Callable[[int, int], None]
-"""Told bytes held and bytes in all."""
+Progress = Callable[[int, int, int], None]
+"""Told bytes held, bytes in all, and from how many donors some came."""
 
 
 class NotFetched(ShoalError):
@@ -63,7 +64,10 @@ class Transfers:
         self.rng = rng
         self._blame = blame
         self._liars: dict[tuple[Digest, PeerId], None] = {}
-        self._under_way: dict[Digest, asyncio.Lock] = {}
+        self._turns: dict[Digest, asyncio.Lock] = {}
+        """One fetch at a time for each blob: whose turn it is."""
+        self._users: Counter[Digest] = Counter()
+        """Who fetches a blob, or waits for its turn."""
 
     async def fetch(
         self,
@@ -84,9 +88,10 @@ class Transfers:
             NotFetched: not all of it came; what came is gone on with the next time.
             NoSpace: it does not fit.
         """
-        lock = self._under_way.setdefault(ref.digest, asyncio.Lock())
+        turn = self._turns.setdefault(ref.digest, asyncio.Lock())
+        self._users[ref.digest] += 1
         try:
-            async with asyncio.timeout(deadline_s), lock:
+            async with asyncio.timeout(deadline_s), turn:
                 if path := await self.store.hold(ref.digest):
                     return path
                 return await _Fetch(self, ref, progress).run(peers, is_lasting=is_lasting)
@@ -96,8 +101,9 @@ class Transfers:
                 f"{deadline_s:g} s"
             ) from None
         finally:
-            if not lock.locked():
-                self._under_way.pop(ref.digest, None)
+            self._users[ref.digest] -= 1
+            if not self._users[ref.digest]:
+                del self._users[ref.digest], self._turns[ref.digest]
 
     def is_liar(self, digest: Digest, peer: PeerId) -> bool:
         """`peer` sent wrong bytes of this blob before."""
@@ -126,6 +132,7 @@ class _Fetch:
         """Came, and the machine has not said yet what becomes of them."""
         self._chunks: dict[int, bytearray] = {}
         self._links: dict[PeerId, bool] = {}
+        """Who gave a piece, and whether its link is relayed."""
         self._wake: asyncio.TimerHandle | None = None
         self._held_bytes = 0
         self._manifest: Manifest
@@ -262,7 +269,7 @@ class _Fetch:
     def _told(self, *more_bytes: int) -> None:
         self._held_bytes += sum(more_bytes)
         if self._progress:
-            self._progress(self._held_bytes, self._ref.size_bytes)
+            self._progress(self._held_bytes, self._ref.size_bytes, len(self._links))
 
     def _nobody(self, reason: str) -> str:
         reasons = [reason, *self._search.reasons.values()]
@@ -275,5 +282,5 @@ def _why(error: PeerError) -> steps.Why:
     if isinstance(error, RemoteProtocolError):
         return steps.Why.WRONG
     if isinstance(error, CallRefused):
-        return steps.Why.BUSY if error.code in PASSING else steps.Why.REFUSED
+        return steps.Why.BUSY if error.code in NO_WORD else steps.Why.REFUSED
     return steps.Why.GONE

@@ -13,15 +13,15 @@ Source: UPnP Forum, WANIPConnection:2, http://upnp.org/specs/gw/UPnP-gw-WANIPCon
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import miniupnpc
+
+from node.own_thread import in_thread
 
 T = TypeVar("T")
 
@@ -114,11 +114,11 @@ class PortMapping:
         """Open the port, or keep it open."""
         if self._router is None:
             router = Router(self._interface)
-            await in_thread(router.find, FIND_S)
+            await _asked(router.find, FIND_S)
             self._router = router
         router, mapped = self._router, self._mapped
         first = mapped.port if mapped else self._port
-        given = await in_thread(lambda: router.open(first, self._port), CALL_S)
+        given = await _asked(lambda: router.open(first, self._port), CALL_S)
         self._mapped = given
         if not is_outer(given.host):
             await self._unmap()
@@ -144,7 +144,7 @@ class PortMapping:
         if router is None or mapped is None:
             return
         try:
-            await in_thread(lambda: router.close(mapped.port), REMOVE_S)
+            await _asked(lambda: router.close(mapped.port), REMOVE_S)
         except NoRouter as error:
             log.info("port left to its lease: external=%s reason=%s", mapped, error)
 
@@ -205,44 +205,16 @@ def is_outer(host: str) -> bool:
     return not any(ip in network for network in INNER)
 
 
-async def in_thread(work: Callable[[], T], deadline_s: float) -> T:
-    """The value of `work()`, run in a thread of its own, which is left behind at the deadline.
-
-    `asyncio.to_thread` would hold up the end of the program until it is done.
+async def _asked(work: Callable[[], T], deadline_s: float) -> T:
+    """What the router says.
 
     Raises:
-        NoRouter: it raised that, or the deadline passed.
+        NoRouter: it refused, or the deadline passed.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: NoRouter | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(value)  # type: ignore[arg-type]  # without an error there is one
-
-    def run() -> None:
-        value, error = None, None
-        try:
-            value = work()
-        except NoRouter as refused:
-            error = refused
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=run, name="upnp", daemon=True).start()
     try:
-        # Not asyncio.timeout: in a cancelled task, as at the end, that of Python 3.11.2 (Debian 12)
-        # raises CancelledError instead of TimeoutError.
-        await asyncio.wait((done,), timeout=deadline_s)
-        if not done.done():
-            raise NoRouter(f"no answer within {deadline_s:g} s")
-        return done.result()
-    finally:
-        done.cancel()
+        return await in_thread(work, name="upnp", deadline_s=deadline_s)
+    except TimeoutError as error:
+        raise NoRouter(str(error)) from error
 
 
 def _said(error: Exception, otherwise: str) -> str:

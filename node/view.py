@@ -1,4 +1,7 @@
-"""Status and peers of a node as tables for a terminal.  Pure: values in, tables out."""
+"""What a node says of itself and its run, as tables for a terminal.  Pure: values in, tables out.
+
+Names, addresses and states come from strangers: what they wrote is shown, and does nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from node.api import Contributions, PeerStatus, Reachable, Status
-from node.telemetry import short_peers
-from protocol.ids import short
+from node.telemetry import harmless, short_peers
+from protocol.ids import PeerId, short
 
 KIB = 1024
-COUNTED = ("rounds", "exchanges", "alone", "half", "confirmed", "contradicted", "unconfirmed")
-"""Columns of the ledger that are numbers as they are."""
+COUNTED = {"rounds": "rounds", "exchanges": "made", "alone": "alone", "half": "half"}
+"""Columns of the ledger that are numbers as they are, and their heads."""
+WIDE = 140
+"""Columns of a terminal that has room for all that is known of a peer."""
+NAME_WIDTH = 12
+"""Characters of a name in a table."""
+LEFT = (
+    "author",
+    "peer",
+    "name",
+    "status",
+    "state",
+    "standing",
+    "link",
+    "address",
+    "node",
+    "waits for",
+)
+"""Columns of words; numbers stand on the right."""
 
 
 def status_table(status: Status, now_unix_s: float) -> Table:
@@ -42,13 +63,31 @@ def status_table(status: Status, now_unix_s: float) -> Table:
         "received": by_kind(status["bytes"]["down"]),
         "waits for": waiting(status, now_unix_s, {}) or "nothing",
     }
+    if status["changes"]:
+        changed = [f"{name} {value}" for name, value in sorted(status["changes"].items())]
+        rows["changed"] = ", ".join(changed)
     if shown := protection(status["protection"]):
         rows["protected"] = shown
     if status["trouble"]:
         rows["trouble"] = status["trouble"]
     for name, text in rows.items():
-        table.add_row(name, text)
+        _add(table, name, text)
     return table
+
+
+def _columns(*names: str) -> Table:
+    """A table without lines; names give way where there is no room for all."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in names:
+        gives_way = name in ("name", "address", "waits for")
+        justify: Any = "left" if name in LEFT else "right"
+        table.add_column(name, justify=justify, no_wrap=not gives_way, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row.  Strings would be read as markup, and may have characters that move the cursor."""
+    table.add_row(*(Text(harmless(cell)) for cell in cells))
 
 
 def reachable(found: Reachable) -> str:
@@ -76,50 +115,75 @@ def copied(status: Status) -> str:
     return "\n".join([*status["addrs"], ticket] if ticket else status["addrs"])
 
 
-def peers_table(peers: Sequence[PeerStatus]) -> Table:
-    """The members that a node sees, one a line."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("peer", "name", "state", "round", "inner step", "loss", "tokens/s", "tokens"):
-        table.add_column(name, justify="left" if name in ("peer", "name", "state") else "right")
-    for name in ("link", "rtt", "up", "down", "standing", "address"):
-        table.add_column(name, justify="right" if name in ("rtt", "up", "down") else "left")
-    for peer in peers:
-        table.add_row(
-            short(peer["peer"]),
-            peer.get("name", ""),
-            peer.get("state", ""),
-            str(peer.get("round", "")),
-            str(peer.get("inner_step", "")),
-            f"{peer.get('loss', 0.0):.3f}",
-            f"{peer.get('tokens_per_s', 0.0):.0f}",
-            f"{peer.get('tokens', 0):,}",
-            peer.get("link", ""),
-            *_crossing(peer),
-            peer.get("standing", ""),
-            (peer.get("addrs") or [""])[0].split("/p2p/")[0],
-        )
+def peers_table(peers: Sequence[PeerStatus], width: int) -> Table:
+    """The members that a node sees, one a line.
+
+    Args:
+        width: of the terminal; a narrow one gets the half of it, `--json` all.
+    """
+    shown = [_peer_row(peer) for peer in peers]
+    less = ("inner step", "tokens", "up", "down", "address") if width < WIDE else ()
+    names = [name for name in _peer_row({"peer": PeerId("")}) if name not in less]
+    table = _columns(*names)
+    for row in shown:
+        _add(table, *(row[name] for name in names))
     return table
+
+
+def _peer_row(peer: PeerStatus) -> dict[str, str]:
+    rtt, up, down = _crossing(peer)
+    return {
+        "peer": short(peer["peer"]),
+        "name": cut(peer.get("name", "")),
+        "state": peer.get("state", ""),
+        "round": str(peer.get("round", "")),
+        "inner step": str(peer.get("inner_step", "")),
+        "loss": f"{peer.get('loss', 0.0):.3f}",
+        "tokens/s": f"{peer.get('tokens_per_s', 0.0):.0f}",
+        "tokens": f"{peer.get('tokens', 0):,}",
+        "link": peer.get("link", ""),
+        "rtt": rtt,
+        "up": up,
+        "down": down,
+        "standing": peer.get("standing", ""),
+        "address": (peer.get("addrs") or [""])[0].split("/p2p/")[0],
+    }
 
 
 def contributions_table(ledger: Contributions) -> Table:
     """Who trained how much, an author a line, and the sum."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("author", "name", "status"):
-        table.add_column(name)
-    for name in ("tokens", "share", *COUNTED):
-        table.add_column(name, justify="right")
     whole = int(ledger["sum"]["tokens"])
+    is_disputed = int(ledger["sum"]["contradicted"]) > 0
+    names = ("author", "name", "status", "tokens", "share", *COUNTED.values(), "checked")
+    table = _columns(*names, *(["disputed"] if is_disputed else []))
     for row in (*ledger["authors"], ledger["sum"]):
         tokens = int(row["tokens"])
-        table.add_row(
+        _add(
+            table,
             short(str(row["peer"])) or "sum",
-            str(row["name"]),
+            cut(str(row["name"])),
             str(row["status"]),
             f"{tokens:,}",
             f"{100 * tokens / whole:.1f} %" if whole else "-",
             *(f"{row[name]:,}" for name in COUNTED),
+            _checked(row),
+            *([f"{row['contradicted']} of {_checks(row)}"] if is_disputed else []),
         )
     return table
+
+
+def _checked(row: Mapping[str, Any]) -> str:
+    """How many of the last rounds others confirm."""
+    return f"{row['confirmed']} of {_checks(row)}" if _checks(row) else "-"
+
+
+def _checks(row: Mapping[str, Any]) -> int:
+    return int(row["confirmed"]) + int(row["contradicted"]) + int(row["unconfirmed"])
+
+
+def cut(name: str) -> str:
+    """A name that leaves room for other columns; `--json` has it whole."""
+    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."
 
 
 def _crossing(peer: PeerStatus) -> tuple[str, str, str]:
@@ -134,25 +198,25 @@ def _crossing(peer: PeerStatus) -> tuple[str, str, str]:
 
 def swarm_table(nodes: Sequence[tuple[str, Status | None]], now_unix_s: float) -> Table:
     """Several nodes of one run, one a line: what the demo shows while it runs."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("node", "round", "step", "loss", "tokens/s", "partner", "up", "down", "waits for"):
-        table.add_column(name, justify="left" if name in ("node", "waits for") else "right")
-    names = {status["peer"]: name for name, status in nodes if status}
+    names = ("node", "round", "step", "loss", "tokens/s", "partner", "up", "down", "waits for")
+    table = _columns(*names)
+    called = {status["peer"]: name for name, status in nodes if status}
     for name, status in nodes:
         if status is None:
-            table.add_row(name, *["-"] * 7, "its start")
+            _add(table, name, *["-"] * 7, "its start")
             continue
         partner = status["partner"] or ""
-        table.add_row(
+        _add(
+            table,
             name,
             f"{status['round']}/{status['rounds']}",
             str(status["inner_step"]),
             f"{status['loss']:.3f}",
             f"{status['tokens_per_s']:.0f}",
-            names.get(partner, short(partner)) or "-",
+            called.get(partner, short(partner)) or "-",
             size(sum(status["bytes"]["up"].values())),
             size(sum(status["bytes"]["down"].values())),
-            waiting(status, now_unix_s, names) or status["state"],
+            waiting(status, now_unix_s, called) or status["state"],
         )
     return table
 

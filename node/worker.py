@@ -17,6 +17,7 @@ from the last snapshot.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -67,25 +68,30 @@ def serve(link: Link) -> None:
         link.answer(id, wire.Failed(str(error)))
         return
     link.answer(id, wire.Prepared(len(materials.tokens_N)))
-    while (received := link.receive()) is not None:
-        id, start, fds = received
-        if isinstance(start, MakeSketch):
-            link.answer(id, sketch_of_checkpoint(start, fds, materials))
-            continue
-        if not isinstance(start, wire.Start):
-            link.answer(id, wire.Failed(f"{type(start).__name__} before a start"))
-            continue
-        try:
-            session, ready = _session(link, setup, materials, start, fds)
-        except (Malformed, ValueError, NoSnapshot, OSError) as error:
-            link.answer(id, wire.Failed(str(error)))
-            continue
-        finally:
-            for fd in fds:
-                os.close(fd)
-        link.answer(id, ready)
+    if session := _started_session(link, setup, materials):
         session.serve()
-        return
+
+
+def _started_session(
+    link: Link, setup: wire.Setup, materials: Materials
+) -> Session | SpsaSession | None:
+    """The worker once a start has succeeded; None: the node is gone."""
+    with contextlib.closing(link.commands()) as commands:
+        for id, start, fds in commands:
+            if isinstance(start, MakeSketch):
+                link.answer(id, sketch_of_checkpoint(start, fds, materials))
+                continue
+            if not isinstance(start, wire.Start):
+                link.answer(id, wire.Failed(f"{type(start).__name__} before a start"))
+                continue
+            try:
+                session, ready = _session(link, setup, materials, start, fds)
+            except (Malformed, ValueError, NoSnapshot, OSError) as error:
+                link.answer(id, wire.Failed(str(error)))
+                continue
+            link.answer(id, ready)
+            return session
+    return None
 
 
 def _session(

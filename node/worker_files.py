@@ -31,6 +31,7 @@ from node.snapshots import (
     SHARED,
     SnapshotPlace,
     being_written,
+    check_readable,
     digests,
     newest_usable,
     number,
@@ -204,6 +205,7 @@ def _read(
     path: Path, run: RunId, count: int, names: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The named vectors, each finite float32 (count,), and the numbers beside them."""
+    check_readable(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             numbers = unsealed(file.metadata(), run)

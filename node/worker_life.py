@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from node import worker_wire as wire
+from node.api_socket import listening
 from node.uncancelled import is_done_within
 from node.worker_wire_join import MakeSketch
+from node.worker_wire_save import Save
 from node.worker_wire_spsa import AddScalars, NameSum, Sample
-from protocol.errors import ConfigError, Malformed, WorkerLost
+from protocol.errors import Malformed, WorkerLost
 from protocol.ids import short
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,13 @@ DEADLINE_S: dict[type[wire.Command], float] = {
     wire.ApplyOuter: 120.0,
     wire.Evaluate: 600.0,
     wire.Export: 120.0,
+    Save: 600.0,  # of the disk: one snapshot may be on its way, and then comes this one
 }
 """Generous, for what takes milliseconds with the default model: past it the worker hangs."""
 SLICES = 4
 """A deadline has passed when so many quarters of it have been waited for."""
 TERM_S = 0.9
 """From SIGTERM to SIGKILL: the worker saves a snapshot meanwhile; see `node.node.LEAVE_S`."""
-MAX_SOCKET_PATH_BYTES = 107
-"""Of a unix socket, unix(7)."""
 
 
 class WorkerLife:
@@ -90,8 +91,9 @@ class WorkerLife:
             WorkerLost: it ended, or did not connect in time.
             ConfigError: the path is too long for a unix socket.
         """
-        listener = _listener(self._path)
+        listener = listening(self._path, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
+            listener.listen(1)
             self._process = await asyncio.create_subprocess_exec(
                 *("env", "OMP_NUM_THREADS=1", "RAYON_NUM_THREADS=1", sys.executable),
                 *("-m", "node.worker", "--socket", str(self._path)),
@@ -243,20 +245,6 @@ class WorkerLife:
             self._last_words = packet.body.reason
         elif packet.id == wire.NO_ID:
             self._news(packet.body)
-
-
-def _listener(path: Path) -> socket.socket:
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"the path {path} is too long for a unix socket: {len(os.fsencode(path))} bytes, at "
-            f"most {MAX_SOCKET_PATH_BYTES}; choose a data directory with a shorter name"
-        )
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    listener.bind(os.fspath(path))
-    path.chmod(0o600)
-    listener.listen(1)
-    return listener
 
 
 def log_ready(ready: wire.Ready, pid: int | None) -> None:

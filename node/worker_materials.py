@@ -79,14 +79,19 @@ def from_checkpoint(checkpoint: Checkpoint, fds: Sequence[int], materials: Mater
     Raises:
         Malformed: none came, or others than the checkpoint says.
     """
-    if len(fds) != 1:
-        raise Malformed("no checkpoint came with the command")
     count = num_parameters(materials.spec.model)
-    slow = read_slow(Path(f"/proc/self/fd/{fds[0]}"), materials.run, count)
+    slow = read_slow(checkpoint_file(fds), materials.run, count)
     if slow.round != checkpoint.round or slow.digest() != checkpoint.weights:
         raise Malformed("a checkpoint of another round or with other weights than it says")
     check_shared(slow, materials.spec)
     return slow
+
+
+def checkpoint_file(fds: Sequence[int]) -> Path:
+    """The file that came with a command.  Raises Malformed: none came."""
+    if len(fds) != 1:
+        raise Malformed("no checkpoint came with the command")
+    return Path(f"/proc/self/fd/{fds[0]}")
 
 
 def _text(path: str) -> str:

@@ -8,6 +8,7 @@ hashlib, `save_file` and fsync all let go of it.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from typing import Generic, TypeVar
 
 import torch
 
+from node import worker_wire as wire
+from node.worker_files import NotFinite
+from node.worker_link import Link
+from node.worker_wire_save import Saved, SaveFailed
 from trainers.inner import Moments
 from trainers.state import Fast
 
@@ -36,6 +41,8 @@ class Saver(threading.Thread, Generic[T]):
         self._changed = threading.Condition()
         self._waiting: T | None = None
         self._writing: T | None = None
+        self._then: list[Callable[[], None]] = []
+        """Short: the node asks for one save at a time."""
         self._is_over = False
         self.start()
 
@@ -43,6 +50,13 @@ class Saver(threading.Thread, Generic[T]):
         """Write it once the one that is being written is done; one that waited is dropped."""
         with self._changed:
             self._waiting = state
+            self._changed.notify()
+
+    def save_and_then(self, state: T, then: Callable[[], None]) -> None:
+        """Write it, and call `then`, in the thread, once it or a newer one was written."""
+        with self._changed:
+            self._waiting = state
+            self._then.append(then)
             self._changed.notify()
 
     def recall(self) -> T | None:
@@ -64,9 +78,28 @@ class Saver(threading.Thread, Generic[T]):
                 self._writing = None
                 self._changed.wait_for(lambda: self._waiting is not None or self._is_over)
                 self._writing, self._waiting = self._waiting, None
+                then, self._then = self._then, []
             if self._writing is None:
                 return
             self._write(self._writing)
+            for call in then:
+                call()
+
+
+def save_and_tell(link: Link, saved: Saved, what: str, write: Callable[[], object]) -> None:
+    """Write a state and tell the node so; a disk that refuses is told, too, and ends nothing.
+
+    Args:
+        what: of its round is being written.
+        write: raises OSError, NotFinite.
+    """
+    try:
+        write()
+        link.report(saved)
+    except (OSError, NotFinite) as error:
+        reason = f"the {what} of round {saved.round} could not be written: {error}"
+        print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
+        link.answer(wire.NO_ID, SaveFailed(reason))
 
 
 class Rooms:

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,21 +22,20 @@ import torch
 
 from node import worker_wire as wire
 from node.arena import SealableMemory, map_read_only
-from node.worker_files import NotFinite, checkpoint_bytes, save_snapshot
+from node.worker_files import checkpoint_bytes, save_snapshot
 from node.worker_link import Link
 from node.worker_loop import Goal, TrainingLoop
 from node.worker_materials import Materials, from_checkpoint
-from node.worker_saver import Rooms, Saver
+from node.worker_saver import Rooms, Saver, save_and_tell
 from node.worker_shared import has_moments, split_moments, with_moments
 from node.worker_sketch import sketch_of_checkpoint, sketched
 from node.worker_wire_control import ChangeSettings
 from node.worker_wire_join import MakeSketch
-from node.worker_wire_save import Saved, SaveFailed
+from node.worker_wire_save import Save, Saved, SaveDone
 from protocol.algorithms import LocalConfig, SyncConfig
 from protocol.changes import InForce, spec_in
 from protocol.errors import Malformed, PayloadRefused
 from protocol.ids import Digest, Round, short
-from protocol.manifest import manifest_of
 from protocol.messages import Checkpoint
 from protocol.spec import RunSpec
 from trainers.inner import Inner, Moments
@@ -83,16 +81,9 @@ class Session:
         self._loop.start()
 
     def serve(self) -> None:
-        """Carry out commands until the node is gone or says stop; then save."""
-        while (received := self._link.receive()) is not None:
-            id, command, fds = received
-            if isinstance(command, wire.Stop):
-                break
-            try:
-                self._carry_out(id, command, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+        """Carry out commands until the node is gone; then save."""
+        for id, command, fds in self._link.commands():
+            self._carry_out(id, command, fds)
         self._loop.close_inner()
         self._saver.save((self._outer.slow, self._unfinished()))
         self._writer.finish()
@@ -121,6 +112,9 @@ class Session:
             case wire.Evaluate():
                 slow = self._outer.slow
                 self._evaluator.do(lambda: self._evaluate(id, slow))
+            case Save():
+                state = (self._outer.slow, self._unfinished())
+                self._saver.save_and_then(state, lambda: self._link.answer(id, SaveDone()))
             case wire.Export():
                 slow = self._shared()
                 self._writer.do(lambda: self._export(id, slow))
@@ -244,20 +238,13 @@ class Session:
 
     def _export(self, id: int, slow: Slow) -> None:
         data = checkpoint_bytes(self._materials.run, slow)
-        memory = SealableMemory(len(data))
-        memory.view[:] = data
-        checkpoint = Checkpoint(slow.round, manifest_of(data).name, len(data), slow.digest())
-        self._link.hand_over(id, wire.Exported(checkpoint), memory)
+        self._link.hand_over_checkpoint(id, slow.round, slow.digest(), data)
 
     def _save(self, state: tuple[Slow, Fast]) -> None:
         slow, fast = state
-        try:
-            save_snapshot(self._directory, self._materials.run, slow, fast)
-            self._link.report(Saved(slow.round, fast.inner_step))
-        except (OSError, NotFinite) as error:
-            reason = f"the snapshot of round {slow.round} could not be written: {error}"
-            print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
-            self._link.answer(wire.NO_ID, SaveFailed(reason))
+        saved = Saved(slow.round, fast.inner_step)
+        write = functools.partial(save_snapshot, self._directory, self._materials.run, slow, fast)
+        save_and_tell(self._link, saved, "snapshot", write)
 
     def _unfinished(self) -> Fast:
         """The state at the end."""

@@ -2,16 +2,16 @@
 
 The sum belongs to the main thread, which carries out commands in the order in which they came:
 so what was added before `Sample` or `NameSum` is in what these see.  The sampling thread reads
-the trainable weights anew at each step; they are replaced, never written to.
+the trainable weights anew at each step; they are replaced, never written to.  What is added is on
+disk some seconds later, whether more comes or not: who is done with its own steps still adds.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,20 +19,17 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from node import worker_wire as wire
-from node.arena import SealableMemory
-from node.worker_files import NotFinite
 from node.worker_link import Link
 from node.worker_loop import REPORT_S
-from node.worker_materials import Materials, initial_slow
-from node.worker_saver import Saver
+from node.worker_materials import Materials, checkpoint_file, initial_slow
+from node.worker_saver import Saver, save_and_tell
 from node.worker_session import Serial
 from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
-from node.worker_wire_save import Saved, SaveFailed
+from node.worker_wire_save import Save, Saved, SaveDone
 from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
 from protocol.ids import DIGEST_BYTES, Digest, Round
-from protocol.manifest import manifest_of
 from protocol.messages import Checkpoint
 from protocol.spsa import Frame, LogId, log_id, packed
 from trainers.model import model_on
@@ -40,7 +37,10 @@ from trainers.scalars import sum_digest
 from trainers.summed import Sampler, Summed
 
 SAVE_S = 5.0
-"""Between two snapshots while scalars come in: what a crash costs is asked of others again."""
+"""From a snapshot to the next one with scalars in it that came since, whether more come or not:
+what a crash costs is asked of others again."""
+FIRST_ROUND = Round(0)
+"""In the file of a sum at a base, which is the same whatever its owner's own round is."""
 NO_NAME = Digest(bytes(DIGEST_BYTES))
 """Answers a `NameSum` that has more to come."""
 
@@ -55,6 +55,14 @@ class _Goal:
     end: int
     closed: threading.Event = field(default_factory=threading.Event)
     """Be done at the next step boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """A sum, int64 (Q,), never written to, and its horizon."""
+
+    sum_Q: Tensor
+    horizon: dict[LogId, int]
 
 
 class Sampling(threading.Thread):
@@ -140,10 +148,13 @@ class SpsaSession:
         self._step = saved.step if saved else 0
         if saved:
             self._summed.take_over(saved.sum_Q, saved.horizon)
-        self._naming_Q: Tensor | None = None
+        self._naming: _At | None = None
         """A sum less some frames; the rest of them comes with the next commands."""
+        self._named = self._now()
+        """The sum that was named last: at the newest base, or where this worker began."""
         self._saved_at = time.monotonic()
-        self._is_over = False
+        self._is_unsaved = False
+        """Scalars came since the last snapshot was asked for."""
         self._sampling = Sampling(link, setup, materials, self._summed)
         self._writer = Serial("writer")
         self._evaluator = Serial("evaluator")
@@ -160,16 +171,9 @@ class SpsaSession:
         )
 
     def serve(self) -> None:
-        """Carry out commands until the node is gone or says stop; then save."""
-        while (received := self._link.receive()) is not None:
-            id, command, fds = received
-            if isinstance(command, wire.Stop):
-                break
-            try:
-                self._carry_out(id, command, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+        """Carry out commands until the node is gone; then save."""
+        for id, command, fds in self._link.commands(self._save_what_is_due):
+            self._carry_out(id, command, fds)
         self._sampling.close()
         self._saver.save(self._state())
         self._writer.finish()
@@ -184,29 +188,42 @@ class SpsaSession:
             case wire.CloseInner():
                 self._sampling.close()
             case AddScalars(frames):
-                self._summed.add(frames)
+                self._add(frames)
                 self._link.answer(id, Added())
-                self._save_now_and_then(frames)
             case NameSum(less, more):
                 self._link.answer(id, SumNamed(self._name(less, more)))
             case wire.StartFromCheckpoint(checkpoint):
                 self._go_over_to(id, checkpoint, fds)
+            case Save():
+                self._save_soon(lambda: self._link.answer(id, SaveDone()))
             case wire.Evaluate():
                 weights_P, round = self._summed.weights_P, self._state().round
                 self._evaluator.do(lambda: self._evaluate(id, round, weights_P))
-            case wire.Export():
-                state = self._state()
-                self._writer.do(lambda: self._export(id, state))
+            case wire.Export(at_base):
+                state, round = self._state(), self._state().round
+                if at_base:
+                    at = self._named
+                    state = SavedSum(FIRST_ROUND, 0, at.sum_Q, at.horizon)
+                self._writer.do(lambda: self._export(id, round, state))
             case _:
                 name_of = type(command).__name__
                 self._link.answer(id, wire.Failed(f"{name_of} in a worker of an spsa run"))
 
     def _name(self, less: Sequence[Frame], more: bool) -> Digest:
         """The name of the sum as it was at the first of these commands."""
-        sum_Q = self._summed.sum_Q if self._naming_Q is None else self._naming_Q
-        sum_Q = self._summed.without(less, sum_Q)
-        self._naming_Q = sum_Q if more else None
-        return NO_NAME if more else sum_digest(sum_Q)
+        at = self._naming or self._now()
+        for frame in less:
+            log = log_id(self._materials.run, frame.author, frame.boot)
+            at.horizon[log] = min(frame.first, at.horizon.get(log, 0))
+        at = replace(at, sum_Q=self._summed.without(less, at.sum_Q))
+        if more:
+            self._naming = at
+            return NO_NAME
+        self._naming, self._named = None, at
+        return sum_digest(at.sum_Q)
+
+    def _now(self) -> _At:
+        return _At(self._summed.sum_Q, dict(self._summed.horizon))
 
     def _go_over_to(self, id: int, checkpoint: Checkpoint, fds: Sequence[int]) -> None:
         try:
@@ -216,7 +233,7 @@ class SpsaSession:
             self._link.answer(id, wire.Failed(str(error)))
             return
         self._sampling.close()
-        self._naming_Q = None
+        self._naming, self._named = None, self._now()
         self._save_soon()
         self._link.answer(id, self.ready(""))
 
@@ -228,39 +245,37 @@ class SpsaSession:
         loss = self._materials.validation.loss(model_on(self._materials.spec.model, weights_P))
         self._link.answer(id, wire.Evaluated(round, loss))
 
-    def _export(self, id: int, state: SavedSum) -> None:
+    def _export(self, id: int, round: Round, state: SavedSum) -> None:
         data = sum_checkpoint(self._materials.run, state)
-        memory = SealableMemory(len(data))
-        memory.view[:] = data
-        name = manifest_of(data).name
-        checkpoint = Checkpoint(state.round, name, len(data), sum_digest(state.sum_Q))
-        self._link.hand_over(id, wire.Exported(checkpoint), memory)
+        self._link.hand_over_checkpoint(id, round, sum_digest(state.sum_Q), data)
 
-    def _save_now_and_then(self, frames: Sequence[Frame]) -> None:
-        """Every few seconds, and when our own last step is made."""
+    def _add(self, frames: Sequence[Frame]) -> None:
+        self._summed.add(frames)
+        self._is_unsaved = True
         for frame in frames:
             end = frame.step + len(frame.scalars) // self._config.samples
             if frame.author == self._peer:
                 self._step = max(self._step, end)
-        was_over = self._is_over
-        self._is_over = self._step >= self._materials.spec.rounds * self._config.inner_steps
-        ends = self._is_over and not was_over
-        if ends or time.monotonic() - self._saved_at > SAVE_S:
-            self._save_soon()
 
-    def _save_soon(self) -> None:
-        self._saved_at = time.monotonic()
-        self._saver.save(self._state())
+    def _save_what_is_due(self) -> float | None:
+        """A snapshot every few seconds; seconds until the next one, None: there is nothing new."""
+        if not self._is_unsaved:
+            return None
+        left_s = self._saved_at + SAVE_S - time.monotonic()
+        if left_s > 0:
+            return left_s
+        self._save_soon()
+        return None
+
+    def _save_soon(self, then: Callable[[], None] = lambda: None) -> None:
+        self._saved_at, self._is_unsaved = time.monotonic(), False
+        self._saver.save_and_then(self._state(), then)
 
     def _save(self, state: SavedSum) -> None:
         weights_P = self._summed.weights_at(state.sum_Q)
-        try:
-            save_sum(self._directory, self._materials.run, state, weights_P)
-            self._link.report(Saved(state.round, state.step))
-        except (OSError, NotFinite) as error:
-            reason = f"the sum of round {state.round} could not be written: {error}"
-            print(reason, file=sys.stderr, flush=True)  # noqa: T201  the node may be gone
-            self._link.answer(wire.NO_ID, SaveFailed(reason))
+        saved = Saved(state.round, state.step)
+        write = functools.partial(save_sum, self._directory, self._materials.run, state, weights_P)
+        save_and_tell(self._link, saved, "sum", write)
 
 
 def started(
@@ -288,9 +303,7 @@ def checkpoint_sum(checkpoint: Checkpoint, fds: Sequence[int], materials: Materi
     Raises:
         Malformed: none came, or another one than the checkpoint says.
     """
-    if len(fds) != 1:
-        raise Malformed("no checkpoint came with the command")
-    saved = read_sum(Path(f"/proc/self/fd/{fds[0]}"), materials.run)
+    saved = read_sum(checkpoint_file(fds), materials.run)
     if sum_digest(saved.sum_Q) != checkpoint.weights:
         raise Malformed("a checkpoint with another sum than it says")
-    return saved
+    return replace(saved, round=checkpoint.round)

@@ -14,7 +14,14 @@ import safetensors
 import torch
 from torch import Tensor
 
-from node.snapshots import SnapshotPlace, newest_usable, number, snapshot_name, unsealed
+from node.snapshots import (
+    SnapshotPlace,
+    check_readable,
+    newest_usable,
+    number,
+    snapshot_name,
+    unsealed,
+)
 from node.worker_files import check_digest, check_names, serialized_tensors, write_tensors
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
@@ -60,6 +67,7 @@ def read_sum(path: Path, run: RunId) -> SavedSum:
         Malformed: broken, or of another run.
         OSError: it cannot be read.
     """
+    check_readable(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             numbers = unsealed(file.metadata(), run)

@@ -3,7 +3,8 @@
 One SOCK_SEQPACKET unix socket: a packet is a message, in `protocol.codec`'s encoding, with
 file descriptors beside it where it has to do with payloads.  A command carries an id; its one
 answer carries the same, and everything that answers nothing carries 0.  `Setup` comes first,
-then one of the starts until one is answered with `Ready`, then anything.
+then one of the starts until one is answered with `Ready`, then anything.  A worker whose socket
+closes saves and exits.
 
 What a descriptor belongs to is said at the message.  Each is a sealed memfd; the receiver owns
 its copies, and the sender closes his or keeps them.
@@ -18,7 +19,7 @@ from typing import ClassVar, TypeVar
 
 from node.worker_wire_control import ChangeSettings
 from node.worker_wire_join import MakeSketch, Sketched
-from node.worker_wire_save import Saved, SaveFailed
+from node.worker_wire_save import Save, Saved, SaveDone, SaveFailed
 from node.worker_wire_spsa import Added, AddScalars, NameSum, Sample, Sampled, SumNamed
 from protocol import codec
 from protocol.algorithms import MAX_GROUP
@@ -133,16 +134,11 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Slow weights and outer momentum as a blob; answer `Exported`."""
+    """Slow weights and outer momentum, or the sum of spsa, as a blob; answer `Exported`."""
 
     TAG: ClassVar[int] = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Save and exit; so does a worker whose socket closes."""
-
-    TAG: ClassVar[int] = 11
+    at_base: bool = False
+    """spsa: the sum that was named last, or that the worker began with, not that of now."""
 
 
 Start = StartFresh | StartFromDisk | StartFromCheckpoint
@@ -155,12 +151,12 @@ Command = (
     | ApplyOuter
     | Evaluate
     | Export
-    | Stop
     | MakeSketch
     | ChangeSettings
     | Sample
     | AddScalars
     | NameSum
+    | Save
 )
 
 # --- events ---------------------------------------------------------------------------------
@@ -284,6 +280,7 @@ Event = (
     | Exported
     | SaveFailed
     | Saved
+    | SaveDone
     | Failed
     | Sketched
     | Sampled

@@ -1,4 +1,4 @@
-"""What a worker tells its node about snapshots, unasked; see `node.worker_wire`."""
+"""What a node and its worker say to each other about snapshots; see `node.worker_wire`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,22 @@ from protocol.ids import Round
 
 
 @dataclass(frozen=True, slots=True)
+class Save:
+    """Write a snapshot of now; answer `SaveDone`."""
+
+    TAG: ClassVar[int] = 18
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDone:
+    """What `Save` asked for is on disk, unless a `SaveFailed` before this said why it is not."""
+
+    TAG: ClassVar[int] = 17
+
+
+@dataclass(frozen=True, slots=True)
 class SaveFailed:
-    """A snapshot could not be written; training goes on, the older files stay."""
+    """Unasked: a snapshot could not be written; training goes on, the older files stay."""
 
     TAG: ClassVar[int] = 10
     reason: str
@@ -18,7 +32,7 @@ class SaveFailed:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A snapshot is whole and on disk; a disk that is slower than the rounds gets fewer of them."""
+    """Unasked: a snapshot is whole and on disk; a slow disk gets fewer of them than rounds."""
 
     TAG: ClassVar[int] = 15
     round: Round

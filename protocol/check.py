@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from protocol.ids import DIGEST_BYTES, public_key
+from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS
 
 
 def integer(name: str, value: object, least: int, most: int) -> None:
@@ -27,6 +28,13 @@ def text(name: str, value: object, most: int, *, least: int = 0) -> None:
     """`value` is a str of `least` to `most` UTF-8 bytes."""
     if type(value) is not str or not least <= len(value.encode("utf-8", "replace")) <= most:
         raise ValueError(f"{name} is {value!r:.60}, expected text of {least} to {most} bytes")
+
+
+def line(name: str, value: object, most: int, *, least: int = 0) -> None:
+    """`value` is a str of `least` to `most` UTF-8 bytes that all print, on one line."""
+    text(name, value, most, least=least)
+    if not str(value).isprintable():
+        raise ValueError(f"{name} is {value!r:.60}, expected characters that print, on one line")
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -59,3 +67,15 @@ def items(name: str, value: object, most: int) -> None:
     """`value` is a tuple of at most `most` items."""
     if type(value) is not tuple or len(value) > most:
         raise ValueError(f"{name} has too many items or is no tuple, expected at most {most}")
+
+
+def addr(name: str, value: object) -> None:
+    """`value` is a text as long as a multiaddr may be; whether it is one, the dialler finds out."""
+    text(name, value, MAX_ADDR_BYTES, least=1)
+
+
+def addrs(name: str, value: tuple[object, ...]) -> None:
+    """`value` is a tuple of as many addresses as a peer may have."""
+    items(name, value, MAX_ADDRS)
+    for item in value:
+        addr("addr", item)

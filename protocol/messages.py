@@ -35,8 +35,6 @@ MAX_MESSAGE_BYTES = 32 * 1024
 MAX_PRESENCE_BYTES = 4096
 MAX_DECISIONS = 4
 """A peer keeps what became of its last four payloads in its presence."""
-MAX_ADDRS = 8
-MAX_ADDR_BYTES = 256
 MAX_TTL_MS = 60_000
 REASONS = ("taken", "later", "fragment", "far", "failed", "finished")
 """Why a proposal is refused: paired already; still training; another fragment's turn here; rounds
@@ -69,7 +67,7 @@ class Propose:
         check.integer("fragment", self.fragment, 0, MAX_FRAGMENT)
         check.digest("digest", self.digest)
         check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
-        check.integer("tokens", self.tokens, 1, MAX_TOKENS)
+        check.integer("tokens", self.tokens, 0, MAX_TOKENS)
         check.number("wait_s", self.wait_s, 0.0, 3600.0)
 
 
@@ -89,7 +87,7 @@ class Accept:
         check.integer("round", self.round, 0, MAX_ROUND)
         check.digest("digest", self.digest)
         check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)
-        check.integer("tokens", self.tokens, 1, MAX_TOKENS)
+        check.integer("tokens", self.tokens, 0, MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +132,8 @@ class Exchange:
         check.integer("partner_round", self.partner_round, 0, MAX_ROUND)
         check.digest("proposer_digest", self.proposer_digest)
         check.digest("partner_digest", self.partner_digest)
-        check.integer("proposer_tokens", self.proposer_tokens, 1, MAX_TOKENS)
-        check.integer("partner_tokens", self.partner_tokens, 1, MAX_TOKENS)
+        check.integer("proposer_tokens", self.proposer_tokens, 0, MAX_TOKENS)
+        check.integer("partner_tokens", self.partner_tokens, 0, MAX_TOKENS)
 
     @property
     def round(self) -> Round:
@@ -213,6 +211,10 @@ class Decision:
 
 
 STATES = ("serving", "starting", "training", "paused", "finished", "leaving")
+HAS_WEIGHTS = ("starting", "training", "paused", "finished")
+"""States of a member that others may start from, and that stays for a while."""
+BEGUN = ("training", "paused", "finished")
+"""Those of them in whose rounds others may stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +246,7 @@ class Presence:
         check.integer("started_unix_s", self.started_unix_s, 0, 1 << 40)
         check.integer("unix_s", self.unix_s, 0, 1 << 40)
         check.integer("ttl_ms", self.ttl_ms, 1, MAX_TTL_MS)
-        check.items("addrs", self.addrs, MAX_ADDRS)
-        for addr in self.addrs:
-            check.text("addr", addr, MAX_ADDR_BYTES, least=1)
+        check.addrs("addrs", self.addrs)
         check.one_of("state", self.state, STATES)
         check.integer("round", self.round, 0, MAX_ROUND)
         check.integer("inner_step", self.inner_step, 0, 1 << 40)

@@ -19,9 +19,6 @@ from protocol.envelope import SIGNATURE_BYTES, Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import PeerId, RunId, digest_of, public_key
 
-MAX_ADDRS = 8
-MAX_ADDR_BYTES = 256
-"""An address through a relay, with both ids, has 180 characters at most."""
 MAX_RECORD_BYTES = 3072
 """Eight of the longest addresses, ids and signature: 2,350 bytes, and some to spare."""
 MAX_SEQ = 1 << 48
@@ -56,9 +53,8 @@ class PeerRecord:
             check.digest("run", self.run)
             if self.run == NO_RUN:
                 raise ValueError("run is 32 zero bytes, expected none at all")
-        check.items("addrs", self.addrs, MAX_ADDRS)
+        check.addrs("addrs", self.addrs)
         for addr in self.addrs:
-            check.text("addr", addr, MAX_ADDR_BYTES, least=1)
             if not addr.startswith("/") or not addr.endswith(f"/p2p/{self.peer}"):
                 raise ValueError(f"addr is {addr!r:.160}, expected /.../p2p/{self.peer}")
         check.integer("seq", self.seq, 0, MAX_SEQ)

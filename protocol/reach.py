@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from protocol import check
 from protocol.ids import PeerId
 
-MAX_ADDR_BYTES = 256
 NONCE_BYTES = 16
 
 
@@ -25,7 +24,7 @@ class ReachCall:
     nonce: bytes
 
     def __post_init__(self) -> None:
-        check.text("addr", self.addr, MAX_ADDR_BYTES, least=1)
+        check.addr("addr", self.addr)
         check.raw("nonce", self.nonce, NONCE_BYTES, NONCE_BYTES)
 
 
@@ -51,7 +50,7 @@ class DialCall:
 
     def __post_init__(self) -> None:
         check.peer("peer", self.peer)
-        check.text("addr", self.addr, MAX_ADDR_BYTES, least=1)
+        check.addr("addr", self.addr)
         check.raw("nonce", self.nonce, NONCE_BYTES, NONCE_BYTES)
 
 

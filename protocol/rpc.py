@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from protocol import check, manifest
 from protocol.ids import Digest, RunId
-from protocol.limits import MAX_PAYLOAD_BYTES
+from protocol.limits import MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES
 from protocol.manifest import MAX_BLOB_BYTES, MAX_MANIFEST_BYTES
 from protocol.messages import PresenceEntry, SignedMessage
 from protocol.reach import DialCall, ReachCall, Reached, SeenCall
@@ -27,8 +27,6 @@ A = TypeVar("A")
 
 KIB = 1024
 MIB = 1024 * 1024
-CHUNK_BYTES = MIB
-"""The most that one request brings of a payload, which is verified as a whole at the end."""
 MAX_PUSHED_ENTRIES = 64
 SMALL_BYTES = 256
 """A run, a name and a few numbers."""
@@ -133,6 +131,8 @@ class CheckpointCall:
     """ "What may I start from?" """
 
     run: RunId
+    at_base: bool = False
+    """spsa: the sum at the newest base, which is the same everywhere; otherwise as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class FetchCall:
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
         check.integer("offset", self.offset, 0, MAX_PAYLOAD_BYTES)
-        check.integer("length", self.length, 1, CHUNK_BYTES)
+        check.integer("length", self.length, 1, MAX_PIECE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ CHECKPOINT = Method(
 )
 FETCH = Method(
     name="fetch/1", lane=Lane.BULK, kind=Kind.PAYLOAD, request=FetchCall, answer=bytes,
-    deadline_s=60, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+    deadline_s=60, max_answer_bytes=MAX_PIECE_BYTES, per_peer=8, in_all=64,
 )  # fmt: skip
 BLOB_INFO = Method(
     name="blob-info/1", lane=Lane.BULK, kind=Kind.BLOB, request=BlobInfoCall, answer=BlobInfo,
@@ -339,7 +339,7 @@ SHARDS = Method(
 )  # fmt: skip
 SHARD = Method(
     name="shard/1", lane=Lane.BULK, kind=Kind.PROTECTION, request=ShardCall, answer=bytes,
-    deadline_s=60, max_answer_bytes=CHUNK_BYTES, per_peer=8, in_all=64,
+    deadline_s=60, max_answer_bytes=MAX_PIECE_BYTES, per_peer=8, in_all=64,
 )  # fmt: skip
 """`fetch/1` for shards: only for their owner and their holder, and counted apart."""
 

@@ -14,7 +14,7 @@ from protocol import check, codec
 from protocol.envelope import SIGNATURE_BYTES, Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round, RunId
-from protocol.limits import MAX_PAYLOAD_BYTES, MAX_ROUND
+from protocol.limits import MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, MAX_ROUND
 
 MAX_SHARDS = 32
 """Of one snapshot, each with another member.  ISA-L has 8 bits: 255 at most."""
@@ -24,8 +24,6 @@ MAX_OFFERS = 2
 """Of one owner: the newest snapshot that is whole, and the one that is coming in."""
 MAX_SERIAL = 1 << 48
 BOOT_BYTES = 8
-PIECE_BYTES = 1024 * 1024
-"""The most that one request brings."""
 STATES = ("coming", "held")
 
 
@@ -190,4 +188,4 @@ class ShardCall:
     def __post_init__(self) -> None:
         check.digest("digest", self.digest)
         check.integer("offset", self.offset, 0, MAX_PAYLOAD_BYTES)
-        check.integer("length", self.length, 1, PIECE_BYTES)
+        check.integer("length", self.length, 1, MAX_PIECE_BYTES)

@@ -12,8 +12,11 @@ from typing import assert_never
 
 from protocol import check, codec, fragments
 from protocol.algorithms import (
+    INNER_STEPS,
     MAX_CHANGEABLE,
+    MAX_INNER_STEPS,
     DilocoConfig,
+    GroupConfig,
     LocalConfig,
     NolocoConfig,
     SpsaConfig,
@@ -23,6 +26,7 @@ from protocol.algorithms import (
 from protocol.envelope import Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
+from protocol.limits import MAX_TOKENS
 from protocol.manifest import MAX_BLOB_BYTES
 from protocol.model import GptConfig, InnerConfig
 from protocol.shards import ProtectionConfig
@@ -30,6 +34,8 @@ from protocol.shards import ProtectionConfig
 FORMAT_VERSION = 1
 MAX_SPEC_BYTES = 16 * 1024
 MIB = 1024 * 1024
+LEFT_ROUNDS = 4
+"""Rounds in a row that no roster may name, and whose tokens still count in the next.  A guess."""
 MAX_CORPUS_BYTES = 64 * MIB
 """A larger corpus is each peer's own (`data = "own"`), not a blob of the run."""
 
@@ -93,7 +99,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check.integer("format_version", self.format_version, FORMAT_VERSION, FORMAT_VERSION)
-        check.text("name", self.name, 64, least=1)
+        check.line("name", self.name, 64, least=1)
         check.peer("creator", self.creator)
         check.integer("seed", self.seed, 0, (1 << 63) - 1)
         check.integer("rounds", self.rounds, 1, 10_000_000)
@@ -176,9 +182,21 @@ class RunSpec:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that count for one round of one peer."""
+        """Most tokens of one round of one peer that weigh in a mean: those of a round as founded,
+        for weights must not depend on when somebody heard that it is longer now."""
         steps = -(-self.trainer.inner_steps // self.num_fragments)
         return steps * self.inner.batch * self.model.context
+
+    @property
+    def most_claimed(self) -> int:
+        """Most tokens that one contribution may claim: of a round as long as the creator may make
+        it, and in a group of those before it that no roster named."""
+        steps = self.trainer.inner_steps
+        if INNER_STEPS in self.changeable:
+            steps = MAX_INNER_STEPS
+        rounds = LEFT_ROUNDS if isinstance(self.trainer, GroupConfig) else 1
+        most = rounds * -(-steps // self.num_fragments) * self.inner.batch * self.model.context
+        return min(most, MAX_TOKENS)
 
     @property
     def run(self) -> RunId:

@@ -15,8 +15,6 @@ from protocol.ids import RunId, digest_of
 
 PREFIX = "shoal1"
 CHECKSUM_BYTES = 4
-MAX_ADDRS = 8
-MAX_ADDR_BYTES = 256
 MAX_TICKET_CHARS = 4096
 SECRET_BYTES = 16
 
@@ -33,11 +31,9 @@ class Ticket:
 
     def __post_init__(self) -> None:
         check.digest("run", self.run)
-        check.items("addrs", self.addrs, MAX_ADDRS)
+        check.addrs("addrs", self.addrs)
         if not self.addrs:
             raise ValueError("a ticket needs an address")
-        for addr in self.addrs:
-            check.text("addr", addr, MAX_ADDR_BYTES, least=1)
         if self.secret:
             check.raw("secret", self.secret, SECRET_BYTES, SECRET_BYTES)
 

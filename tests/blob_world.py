@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wire import carried
+
 from node.blobstore import BlobStore
-from node.rpc import CallRefused
+from node.rpc import Refused
 from node.transfers import Transfers
 from protocol import codec, rpc
 from protocol.envelope import Signer
-from protocol.errors import PeerUnavailable, RemoteProtocolError
-from protocol.frame import Refusal
+from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId, RunId
 from protocol.manifest import Manifest, bitfield_of, manifest_of
 from protocol.spec import BlobRef
@@ -37,7 +38,7 @@ class Donor:
     """None: that of `data`."""
     held: frozenset[int] | None = None
     """Chunks; None: all."""
-    dies_after: int | None = None
+    dies_after: float = float("inf")
     """So many pieces; then it is gone."""
     is_frozen: bool = False
     asked: list[int] = field(default_factory=list)
@@ -45,6 +46,16 @@ class Donor:
 
     def __post_init__(self) -> None:
         self.manifest = self.manifest or manifest_of(self.data)
+
+    async def answer(self, _: PeerId, call: rpc.BlobInfoCall | rpc.BlobCall) -> Any:
+        """Serve either call about blobs."""
+        assert self.manifest
+        if call.digest != self.manifest.name:
+            raise Refused("not-here", "that blob is not here")
+        if isinstance(call, rpc.BlobInfoCall):
+            return self.info(call.is_manifest_wanted)
+        self.asked.append(call.offset)
+        return self.data[call.offset : call.offset + call.length]
 
     def info(self, wanted: bool) -> rpc.BlobInfo:
         assert self.manifest
@@ -75,23 +86,20 @@ class Network:
         donor = self.donors.get(peer)
         if donor is None:
             raise PeerUnavailable(peer, "cannot be reached")
-        assert donor.manifest
-        if request.digest != donor.manifest.name:
-            raise CallRefused(peer, method.name, Refusal("not-here", "that blob is not here"))
         if donor.is_frozen:
             await asyncio.Event().wait()
-        if method is rpc.BLOB_INFO:
-            return donor.info(request.is_manifest_wanted)
-        assert method is rpc.BLOB
-        assert into is not None
-        if donor.dies_after is not None and len(donor.asked) >= donor.dies_after:
+        if method is rpc.BLOB and len(donor.asked) >= donor.dies_after:
             raise PeerUnavailable(peer, "gone")
-        donor.asked.append(request.offset)
-        part = donor.data[request.offset : request.offset + request.length]
-        if len(part) != len(into):
-            raise RemoteProtocolError(peer, f"an answer of {len(part)} bytes, not {len(into)}")
-        into[:] = part
-        return b""
+        return await carried(
+            ME, peer, method, request, donor.answer, deadline_s=deadline_s, into=into
+        )
+
+
+@dataclass
+class Operator:
+    """What the operator is told to see to."""
+
+    trouble: str | None = None
 
 
 @dataclass

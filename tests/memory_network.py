@@ -7,11 +7,7 @@ be reached.
 from __future__ import annotations
 
 import asyncio
-import warnings
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-
-import async_solipsism  # type: ignore[import-untyped]
 
 from node.driver import Driver
 from node.sim_toy import ToyLearner
@@ -27,16 +23,6 @@ LATENCY_S = 0.05
 FETCH_S = 0.5
 STEP_S = 0.1
 OUTER_S = 0.05
-
-
-def in_virtual_time(work: Coroutine[None, None, None]) -> None:
-    """Run it on a loop whose clock jumps; one that would sleep for ever is an error."""
-    with (
-        warnings.catch_warnings(),
-        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
-    ):
-        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)  # sums of floats
-        runner.run(work)
 
 
 @dataclass
@@ -56,7 +42,7 @@ class MemoryNetwork:
 
 @dataclass
 class Port:
-    """`node.driver.Network` as one peer has it."""
+    """`node.shell_ports.Network` as one peer has it."""
 
     network: MemoryNetwork
     me: PeerId
@@ -81,14 +67,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Made:
-    """`node.driver.InnerResult`."""
+    """`node.shell_ports.InnerResult`."""
 
     steps: int
     tokens: int
 
 
 class MemoryLearner:
-    """`node.driver.Learner`: a toy that takes its time; between kill and restart it is lost."""
+    """`node.shell_ports.Learner`: a slow toy; between kill and restart it is lost."""
 
     def __init__(self, toy: ToyLearner, arena: dict[Digest, object]) -> None:
         self.toy = toy
@@ -161,7 +147,7 @@ class MemoryLearner:
 
 @dataclass
 class Notes:
-    """`node.driver.Journal`: remembers."""
+    """`node.shell_ports.Journal`: remembers."""
 
     decisions: tuple[Decision, ...] = ()
     rounds: list[Closed] = field(default_factory=list)

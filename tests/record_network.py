@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import errno
 import random
-import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import async_solipsism  # type: ignore[import-untyped]
 from record_samples import JOINED, RUN, author
+from wire import carried
 
 from crdt.record import Record
 from crdt.replica import Replica
@@ -21,9 +20,8 @@ from crdt.schema import Content
 from node.record_files import RecordFiles
 from node.records import ASK_S, Records
 from node.telemetry import Waits
-from protocol import codec
 from protocol.envelope import Signer
-from protocol.errors import Malformed, PeerUnavailable
+from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId
 from protocol.rpc import A, Method, Q, RecordCall
 
@@ -79,11 +77,8 @@ class Port:
         await asyncio.sleep(0.01)
         if peer not in self.network.peers_of(self.me):
             raise PeerUnavailable(peer, "cut off")
-        try:
-            answer = await self.network.nodes[peer].records.handle(self.me, request)
-        except Malformed as error:
-            raise PeerUnavailable(peer, f"refused: {error}") from error
-        return codec.decode(method.answer, codec.encode(answer), max_bytes=method.max_answer_bytes)
+        handler: Callable[[PeerId, Any], Awaitable[Any]] = self.network.nodes[peer].records.handle
+        return await carried(self.me, peer, method, request, handler, deadline_s=deadline_s)
 
 
 class Node:
@@ -129,16 +124,6 @@ class Node:
 
     def write(self, content: Content) -> None:
         self.records.write(lambda old: content)
-
-
-def virtual(work: Coroutine[Any, Any, None]) -> None:
-    """Run it on a loop whose clock jumps."""
-    with (
-        warnings.catch_warnings(),
-        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
-    ):
-        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)
-        runner.run(work)
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from protocol.messages import Checkpoint
 RUN = RunId(b"r" * 32)
 OTHER_RUN = RunId(b"o" * 32)
 ALICE, BOB, CAROL, MALLORY = (Signer(bytes([n]) * 32) for n in (1, 2, 3, 4))
-JOINED = Content(member=Member(name="alice", since=Round(0), capabilities=("gpu", "relay")))
+JOINED = Content(member=Member(name="alice", since=Round(0)))
 
 
 def author(signer: Signer = ALICE, *, client_id: int = 7, jump: int = 1) -> Author:

@@ -6,7 +6,8 @@ Time is a number; nothing here waits but for threads that cut and hash.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from typing import Any
 import torch
 from samples import PRESENCE, spec
 from small_run import MODEL
+from wire import carried
 
-from node.protection import Protection, Surroundings
-from node.rpc import CallRefused, Refused
+from node.protection import Protection
+from node.protection_around import Surroundings, UseShared
+from node.protection_owner import Placing
+from node.snapshots import snapshot_files
 from node.telemetry import Waits
-from node.worker_files import save_snapshot
-from protocol import codec
+from node.worker_files import checkpoint_bytes, save_snapshot
 from protocol.algorithms import DilocoConfig, NolocoConfig
 from protocol.envelope import Signer
-from protocol.errors import Malformed, PeerUnavailable
+from protocol.errors import PeerUnavailable
 from protocol.fragments import num_parameters
-from protocol.frame import Refusal
 from protocol.ids import Digest, PeerId, Round, digest_of
 from protocol.messages import Checkpoint, Presence
 from protocol.rpc import Method
-from protocol.shards import ProtectionConfig
+from protocol.shards import ProtectionConfig, ShardsCall
 from protocol.spec import RunSpec
 from trainers.inner import Moments
 from trainers.state import Fast, Slow
@@ -62,9 +64,8 @@ class Swarm:
     """How much time passes at each look at the clock."""
     peers: dict[PeerId, Peer] = field(default_factory=dict)
     down: set[PeerId] = field(default_factory=set)
-    checkpoint: bytes | None = None
+    shared: Slow | None = None
     """What all members share."""
-    released: list[Digest] = field(default_factory=list)
     mangled: Callable[[PeerId, Any], Any] = lambda peer, answer: answer
     """What becomes of an answer of this peer."""
 
@@ -89,6 +90,7 @@ class Peer:
     host: str = "10.0.0.1"
     blamed: list[PeerId] = field(default_factory=list)
     holding: asyncio.Task[None] | None = None
+    store: dict[Digest, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = self.signer.peer
@@ -144,23 +146,20 @@ class Peer:
         raise AssertionError("the snapshot does not become whole")
 
     async def recover(self) -> bool:
-        return await self.protection.recover(self.checkpoint)
+        return await self.protection.recover(self.use_shared)
 
-    async def checkpoint(self, donor: PeerId) -> Checkpoint:
-        """What the swarm's group shares: everybody gives the same."""
-        data = self.swarm.checkpoint
-        if data is None:
-            raise PeerUnavailable(donor, "gives none")
-        return Checkpoint(Round(0), digest_of(data), len(data), digest_of(b"weights"))
+    async def use_shared(self, use: UseShared) -> None:
+        """`node.protection_around.Shared`: everybody gives the same."""
+        shared = self.swarm.shared
+        if shared is None:
+            raise PeerUnavailable(self.id, "nobody gives any")
+        data = checkpoint_bytes(self.swarm.spec.run, shared)
+        self.store[digest_of(data)] = data
+        await use(Checkpoint(shared.round, digest_of(data), len(data), shared.digest()))
 
     async def bytes_of(self, digest: Digest) -> bytes:
-        """`node.protection.Checkpoints`."""
-        assert self.swarm.checkpoint is not None
-        assert digest == digest_of(self.swarm.checkpoint)
-        return self.swarm.checkpoint
-
-    async def release(self, digest: Digest) -> None:
-        self.swarm.released.append(digest)
+        """`node.protection_around.Blobs`."""
+        return self.store[digest]
 
     async def call(
         self,
@@ -171,24 +170,22 @@ class Peer:
         deadline_s: float | None = None,
         into: memoryview | None = None,
     ) -> Any:
-        """`node.ports.Rpc`, through the codec."""
+        """`node.ports.Rpc`."""
         if peer in self.swarm.down or self.id in self.swarm.down:
             raise PeerUnavailable(peer, "down")
-        request = codec.decode(
-            method.request, codec.encode(request), max_bytes=method.max_request_bytes
+        other = self.swarm.peers[peer]
+        handler = getattr(other.protection, method.name.split("/")[0])
+
+        async def answered(caller: PeerId, call: Any) -> Any:
+            return self.swarm.mangled(peer, await handler(caller, call))
+
+        return await carried(
+            *(self.id, peer, method, request, answered),
+            deadline_s=deadline_s,
+            into=into,
+            blame=lambda peer, reason: self.blamed.append(peer),
+            blamed_there=lambda peer, reason: other.blamed.append(peer),
         )
-        handler = getattr(self.swarm.peers[peer].protection, method.name.split("/")[0])
-        try:
-            answer = self.swarm.mangled(peer, await handler(self.id, request))
-        except Refused as error:
-            raise CallRefused(peer, method.name, Refusal(error.code, error.sentence)) from error
-        except Malformed as error:
-            self.swarm.peers[peer].blamed.append(self.id)
-            raise CallRefused(peer, method.name, Refusal("malformed", str(error))) from error
-        if into is None:
-            return codec.decode(method.answer, codec.encode(answer), max_bytes=1 << 16)
-        into[:] = answer
-        return b""
 
 
 class World:
@@ -232,3 +229,40 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         for peer in self.swarm.peers.values():
             await self._end(peer)
+
+
+@asynccontextmanager
+async def kept_world(
+    root: Path, count: int = 4, run: RunSpec | None = None
+) -> AsyncIterator[tuple[World, Peer, bytes]]:
+    """A world in which the first member's snapshot of round 3 is held: the world, its owner, it."""
+    world = World(root, count, run)
+    async with world as (owner, *_):
+        saved = owner.save(1, round=3, inner_step=60)
+        await owner.protect()
+        yield world, owner, saved
+
+
+def others_in(world: World) -> list[Peer]:
+    """All but the owner."""
+    return list(world.swarm.peers.values())[1:]
+
+
+def kept(peer: Peer) -> Placing:
+    assert peer.protection.owner
+    assert peer.protection.owner.kept
+    return peer.protection.owner.kept
+
+
+def holders(peer: Peer, world: World) -> list[Peer]:
+    """By the index of the shard."""
+    return [world.swarm.peers[id] for _, id in sorted(kept(peer).holders.items())]
+
+
+def found(peer: Peer) -> bytes:
+    return snapshot_files(peer.directory)[0].read_bytes()
+
+
+async def rounds_held(holder: Peer, owner: Peer) -> list[int]:
+    offers = await holder.protection.shards(owner.id, ShardsCall(owner.swarm.spec.run))
+    return [offer.stamp.open(owner.swarm.spec.run, owner.id).round for offer in offers.offers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from node.sim import World
 from protocol.algorithms import SpsaConfig, TrainerConfig
 from protocol.ids import Digest, PeerId, digest_of, peer_id
 from protocol.model import GptConfig, InnerConfig
@@ -38,6 +39,11 @@ def spec_of(trainer: TrainerConfig, *, rounds: int = 20) -> RunSpec:
         trainer=trainer,
         data=DataConfig(tokenizer=blob, validation=blob, corpus=None),
     )
+
+
+def carry_out(world: World, id: PeerId, effect: Effect) -> None:
+    """Do what the trainer of this peer might have asked for."""
+    world._do[type(effect)](world.peers[id], effect)
 
 
 @dataclass

@@ -85,9 +85,9 @@ class FakeNode:
         return "paused"
 
 
-def rendered(table: RenderableType) -> list[str]:
-    """The lines of a table as a wide terminal shows them."""
-    console = Console(width=160, file=io.StringIO())
+def rendered(table: RenderableType, width: int = 160) -> list[str]:
+    """The lines of a table as a terminal of so many columns shows them."""
+    console = Console(width=width, file=io.StringIO())
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from memory_network import in_virtual_time
 from samples import CREATOR, OTHER, PRESENCE
 from training_parts import R0, R1, Node, numbers
+from virtual_time import in_virtual_time
 
 from node import worker_wire as wire
-from node.beginning import ALONE_S, ORPHANED_S, REJOIN_S
-from protocol.algorithms import DilocoConfig
+from node.beginning import ALONE_S, ORPHANED_S, REJOIN_S, SHARED_S, VOUCHED_S
+from protocol.algorithms import DilocoConfig, SpsaConfig
 from protocol.envelope import Signer
-from protocol.errors import PeerUnavailable
+from protocol.errors import Malformed, PeerUnavailable
 from protocol.ids import Round, digest_of
 from protocol.messages import Checkpoint
 from protocol.witness import Sketch
@@ -85,11 +85,11 @@ def test_a_joiner_takes_the_newest_weights_that_lie_near_anothers(tmp_path: Path
     async def run() -> None:
         node = Node(tmp_path)
         meets(node, alice=7, bob=9)
-        node.donors.offers = {ALICE: offer(7), BOB: offer(9)}
-        node.donors.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(2.0))}
+        node.members.offers = {ALICE: offer(7), BOB: offer(9)}
+        node.members.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(2.0))}
         assert (await node.beginning.weights(is_new=False)).round == 9
-        assert node.donors.fetched == [(9, (BOB,))]
-        assert node.donors.held == []
+        assert node.members.fetched == [(9, (BOB,))]
+        assert node.members.held == []
 
     in_virtual_time(run())
 
@@ -98,12 +98,12 @@ def test_weights_far_from_anothers_are_left_and_the_next_members_are_tried(tmp_p
     async def run() -> None:
         node = Node(tmp_path)
         meets(node, alice=7, bob=9)
-        node.donors.offers = {ALICE: offer(7), BOB: offer(9)}
-        node.donors.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(4.0))}
+        node.members.offers = {ALICE: offer(7), BOB: offer(9)}
+        node.members.sketches = {ALICE: Sketch(Round(7), digest_of(b""), 1.0, numbers(4.0))}
         assert (await node.beginning.weights(is_new=False)).round == 7  # nobody else to compare
-        assert node.donors.fetched == [(9, (BOB,)), (7, (ALICE,))]
+        assert node.members.fetched == [(9, (BOB,)), (7, (ALICE,))]
         assert taken(node) == [7]
-        assert node.donors.held == []
+        assert node.members.held == []
 
     in_virtual_time(run())
 
@@ -112,9 +112,9 @@ def test_a_joiner_of_a_group_fetches_what_two_members_offer_from_both(tmp_path: 
     async def run() -> None:
         node = Node(tmp_path, trainer=DilocoConfig())
         meets(node, alice=7, bob=7, carol=99)
-        node.donors.offers = {ALICE: offer(7), BOB: offer(7), CAROL: offer(99, "false")}
+        node.members.offers = {ALICE: offer(7), BOB: offer(7), CAROL: offer(99, "false")}
         assert (await node.beginning.weights(is_new=False)).round == 7
-        assert [(r, set(peers)) for r, peers in node.donors.fetched] == [(7, {ALICE, BOB})]
+        assert [(r, set(peers)) for r, peers in node.members.fetched] == [(7, {ALICE, BOB})]
 
     in_virtual_time(run())
 
@@ -123,10 +123,10 @@ def test_a_joiner_of_a_group_believes_one_offer_whose_weights_another_had(tmp_pa
     async def run() -> None:
         node = Node(tmp_path, trainer=DilocoConfig())
         meets(node, alice=7, bob=8)
-        node.donors.offers = {ALICE: offer(7), BOB: offer(8)}
-        node.donors.known = {BOB: {Round(7): offer(7).weights}}
+        node.members.offers = {ALICE: offer(7), BOB: offer(8)}
+        node.members.known = {BOB: {Round(7): offer(7).weights}}
         assert (await node.beginning.weights(is_new=False)).round == 7
-        assert node.donors.fetched == [(7, (ALICE,))]
+        assert node.members.fetched == [(7, (ALICE,))]
 
     in_virtual_time(run())
 
@@ -135,7 +135,7 @@ def test_a_joiner_of_a_group_waits_while_its_members_contradict_each_other(tmp_p
     async def run() -> None:
         node = Node(tmp_path, trainer=DilocoConfig())
         meets(node, alice=7, bob=7)
-        node.donors.offers = {ALICE: offer(7), BOB: offer(7, "other")}
+        node.members.offers = {ALICE: offer(7), BOB: offer(7, "other")}
         weights = first_weights(node)
         await asyncio.sleep(ORPHANED_S * 2)
         assert node.learner.started == []
@@ -152,7 +152,7 @@ def test_a_restarted_node_goes_on_from_its_disk_unless_two_members_are_far_ahead
         node = Node(tmp_path)
         node.learner.has_snapshot, node.learner.round = True, R1
         meets(node, alice=1 + ahead, bob=1 + ahead)
-        node.donors.offers = {peer: offer(1 + ahead) for peer in (ALICE, BOB)}
+        node.members.offers = {peer: offer(1 + ahead) for peer in (ALICE, BOB)}
         assert (await node.beginning.weights(is_new=False)).round == 1 + ahead * is_taken
         assert node.learner.started[0] == wire.StartFromDisk()
         assert taken(node) == [1 + ahead] * is_taken
@@ -179,8 +179,8 @@ def test_a_member_that_is_left_behind_stays_where_it_is_if_nothing_can_be_truste
     async def run() -> None:
         node = Node(tmp_path)
         meets(node, alice=50, bob=50)
-        node.donors.offers = {ALICE: offer(50)}
-        node.donors.sketches = {BOB: Sketch(Round(50), digest_of(b""), 1.0, numbers(9.0))}
+        node.members.offers = {ALICE: offer(50)}
+        node.members.sketches = {BOB: Sketch(Round(50), digest_of(b""), 1.0, numbers(9.0))}
         with pytest.raises(PeerUnavailable, match="expected 3 at most"):
             await node.beginning.go_over_to(ALICE)
         assert taken(node) == []
@@ -192,9 +192,162 @@ def test_a_node_without_a_snapshot_goes_on_from_the_one_that_members_hold(tmp_pa
     async def run() -> None:
         node = Node(tmp_path)
         meets(node, alice=1)
-        node.donors.offers = {ALICE: offer(1)}
+        node.members.offers = {ALICE: offer(1)}
         node.is_protected = True
         await first_weights(node)
         assert node.learner.started == [wire.StartFromDisk()]
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_an_spsa_run_takes_the_sum_that_two_offer_at_a_base(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        meets(node, alice=7, bob=9, carol=99)
+        same = offer(5)
+        node.members.bases = {
+            ALICE: replace(same, round=Round(7)),
+            BOB: replace(same, round=Round(9)),
+            CAROL: offer(99, "false"),
+        }
+        assert (await node.beginning.weights(is_new=False)).round == 7
+        assert [(r, set(peers)) for r, peers in node.members.fetched] == [(7, {ALICE, BOB})]
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_an_spsa_run_waits_while_a_base_spreads(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        meets(node, alice=7, bob=7)
+        node.members.bases = {ALICE: offer(7, "newer"), BOB: offer(7)}
+        weights = first_weights(node)
+        await asyncio.sleep(VOUCHED_S / 2)
+        assert node.members.fetched == []
+        node.members.bases[BOB] = offer(7, "newer")
+        await weights
+        assert [(r, set(peers)) for r, peers in node.members.fetched] == [(7, {ALICE, BOB})]
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_an_spsa_run_believes_one_member_if_no_second_says_the_same_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        meets(node, alice=7, bob=9)
+        node.members.bases = {ALICE: offer(7), BOB: offer(9)}
+        began = asyncio.get_running_loop().time()
+        await node.beginning.weights(is_new=False)
+        assert node.members.fetched == [(9, (BOB,))]
+        assert asyncio.get_running_loop().time() - began == VOUCHED_S
+        assert "a sum is taken on one word" in caplog.text
+
+    in_virtual_time(run())
+
+
+def test_a_joiner_of_an_spsa_run_takes_the_sum_of_now_from_the_only_member(
+    tmp_path: Path,
+) -> None:
+    """Nobody could vouch, so there is no reason to begin at a base."""
+
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        meets(node, alice=7)
+        node.members.offers, node.members.bases = {ALICE: offer(7)}, {ALICE: offer(3)}
+        await node.beginning.weights(is_new=False)
+        assert node.members.fetched == [(7, (ALICE,))]
+
+    in_virtual_time(run())
+
+
+def lost_its_disk(root: Path) -> tuple[Node, list[Round]]:
+    """A member of a group whose own part is held by others; rounds of what it shares, as used."""
+    node, used = Node(root, trainer=DilocoConfig()), list[Round]()
+
+    async def use(checkpoint: Checkpoint) -> None:
+        used.append(checkpoint.round)
+
+    node.use_shared = use
+    return node, used
+
+
+def test_who_lost_its_disk_comes_back_while_the_run_is_paused(tmp_path: Path) -> None:
+    async def run() -> None:
+        node, used = lost_its_disk(tmp_path)
+        meets(node, alice=7, bob=7)
+        node.live = [replace(presence, state="paused") for presence in node.live]
+        node.members.offers = {ALICE: offer(7), BOB: offer(7)}
+        await first_weights(node)
+        assert used == [7]
+        assert node.learner.started == [wire.StartFromDisk()]
+        assert node.members.held == []
+
+    in_virtual_time(run())
+
+
+def test_who_lost_its_disk_takes_what_all_share_on_the_word_of_two(tmp_path: Path) -> None:
+    """Carol says that she is furthest, and would give weights of her own."""
+
+    async def run() -> None:
+        node, used = lost_its_disk(tmp_path)
+        meets(node, alice=7, bob=7, carol=99)
+        node.members.offers = {ALICE: offer(7), BOB: offer(7), CAROL: offer(99, "false")}
+        await first_weights(node)
+        assert used == [7]
+
+    in_virtual_time(run())
+
+
+def test_what_is_of_no_use_to_who_lost_its_disk_is_left_and_the_next_is_tried(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node, used = lost_its_disk(tmp_path)
+        meets(node, alice=7, bob=7, carol=8)
+        node.members.offers = {ALICE: offer(7), BOB: offer(7), CAROL: offer(8)}
+        node.members.known = {ALICE: {Round(8): offer(8).weights}}
+        real = node.use_shared
+        assert real
+
+        async def only_the_eighth(checkpoint: Checkpoint) -> None:
+            if checkpoint.round != 8:
+                raise Malformed("other weights than it says")
+            await real(checkpoint)
+
+        node.use_shared = only_the_eighth
+        await first_weights(node)
+        assert [round for round, _ in node.members.fetched] == [7, 8]
+        assert (used, node.members.held) == ([8], [])
+
+    in_virtual_time(run())
+
+
+def test_who_lost_its_disk_asks_again_while_members_contradict_each_other(tmp_path: Path) -> None:
+    async def run() -> None:
+        node, used = lost_its_disk(tmp_path)
+        meets(node, alice=7, bob=7)
+        node.members.offers = {ALICE: offer(7), BOB: offer(7, "other")}
+        weights = first_weights(node)
+        await asyncio.sleep(SHARED_S / 2)
+        assert not weights.done()
+        node.members.offers[BOB] = offer(7)
+        await weights
+        assert used == [7]
+        assert node.learner.started == [wire.StartFromDisk()]
+
+    in_virtual_time(run())
+
+
+def test_who_lost_its_disk_begins_without_its_own_part_if_nobody_gives_the_rest(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node, used = lost_its_disk(tmp_path)
+        weights = first_weights(node)
+        await asyncio.sleep(SHARED_S + ORPHANED_S + 3)
+        assert weights.done()
+        assert (used, node.learner.started) == ([], [wire.StartFresh()])
 
     in_virtual_time(run())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from node.bench import rpc
-from node.bench.rpc_pair import Failed, Place, pair
+from node.bench.child import Failed
+from node.bench.rpc_pair import Place, pair
 from node.bench.rpc_peer import quantiles
 
 

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from typing import cast
 
 from blob_world import ALICE, BOB, CAROL, RUN
-from memory_network import in_virtual_time
+from virtual_time import in_virtual_time
 
-from node.blob_providers import AGAIN_S, LOOK_S, MAX_CANDIDATES, BlobProviders, blob_key
+from node.blob_providers import (
+    AGAIN_S,
+    LOOK_S,
+    MAX_CANDIDATES,
+    UNHEARD_AGAIN_S,
+    BlobProviders,
+    blob_key,
+)
 from node.discovery import LOOKUP_S
 from node.ports import Bridge
 from node.telemetry import Waits
@@ -90,6 +97,30 @@ def test_what_nobody_heard_is_told_again_soon_and_what_is_gone_is_not() -> None:
             telling.cancel()
         assert [key for _, key in world.told].count(blob_key(RUN, TWO)) == 1
         assert [key for _, key in world.told].count(blob_key(RUN, ONE)) in (2, 3)
+
+    in_virtual_time(run())
+
+
+def test_a_dht_that_does_not_answer_is_a_wait_with_a_name_and_an_end() -> None:
+    async def run() -> None:
+        world = World()
+        world.here, world.hangs = [ONE], True
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(world.blobs.run())
+            await asyncio.sleep(1)
+            waiting = world.waits.current
+            assert waiting is not None
+            assert (waiting.what, waiting.source, waiting.until_unix_s) == (
+                f"word of blob {ONE.hex()[:8]} to arrive",
+                "the DHT",
+                LOOKUP_S,
+            )
+            await asyncio.sleep(LOOKUP_S)
+            assert world.waits.current is None
+            world.hangs = False
+            await asyncio.sleep(UNHEARD_AGAIN_S + LOOK_S)
+            assert len(world.told) == 1
+            telling.cancel()
 
     in_virtual_time(run())
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import resource
-import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from blob_world import ref_of
+from disks import mounted
 
-from node.blobstore import RECENT_CHUNKS, BlobStore, NoSpace, on_disk
+from node import blob_files
+from node.blob_files import BlobFile
+from node.blobstore import RECENT_CHUNKS, BlobStore, Held, NoSpace, on_disk
+from node.files import MAX_SET_ASIDE
 from protocol import codec
-from protocol.manifest import CHUNK_BYTES, bitfield_of, manifest_of, open_manifest
+from protocol.manifest import (
+    CHUNK_BYTES,
+    Manifest,
+    bitfield_of,
+    manifest_of,
+    manifest_of_chunks,
+    open_manifest,
+)
 from protocol.rpc import MIB
 
 DATA = random.Random(7).randbytes(2 * CHUNK_BYTES + 1000)
@@ -136,6 +147,7 @@ async def test_a_chunk_that_goes_bad_after_it_was_checked_is_not_served_either(
     with (tmp_path / name.hex()).open("r+b") as disk:
         disk.write(bytes([data[0] ^ 1]))
     assert await store.read(name, 4, 4) is None
+    assert store.held(name) == Held(codec.encode(manifest_of(data)), bitfield_of(range(1, 9), 9))
     assert await store.read(name, CHUNK_BYTES, 4) == data[CHUNK_BYTES : CHUNK_BYTES + 4]
 
 
@@ -157,21 +169,209 @@ async def test_a_blob_that_somebody_deleted_is_not_here_and_can_be_put_again(
     (tmp_path / HEX).unlink()
     assert await store.read(NAME, 0, 10) is None
     await store.put(DATA)
-    assert await store.read(NAME, 0, 10) == DATA[:10]
+    assert await store.bytes_of(NAME) == DATA
 
 
-async def test_files_that_are_no_blobs_are_removed(tmp_path: Path) -> None:
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process has as many files open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        with ExitStack() as files:
+            with suppress(OSError):
+                while True:
+                    files.enter_context(open("/dev/null"))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_too_many_open_files_cost_what_is_asked_meanwhile_and_no_blob(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await (await opened(tmp_path)).put(DATA)
-    for name in (
-        "junk",
-        "00.manifest",
-        "ff" * 32,
-        "ff" * 32 + ".manifest",
-        HEX[:-2] + "00.partial",
-    ):
+    store = await opened(tmp_path)
+    with no_descriptors():
+        assert await store.read(NAME, 0, 4) is None
+        with pytest.raises(NoSpace, match="Too many open files"):
+            await store.path(NAME)
+        with pytest.raises(NoSpace, match="Too many open files"):
+            await store.receive(MANIFEST, is_lasting=True)
+    assert store.whole() == (NAME,)
+    assert await store.read(NAME, 0, 4) == DATA[:4]
+    assert await store.path(NAME) == tmp_path / HEX
+    assert "broken on disk" not in caplog.text
+
+
+async def test_a_bad_block_costs_its_chunk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    store = await opened(tmp_path)
+    pread = os.pread
+
+    def bad_block(fd: int, length: int, offset: int) -> bytes:
+        if offset == CHUNK_BYTES:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, length, offset)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pread", bad_block)
+        assert await store.path(NAME) is None
+        receiving = await store.receive(MANIFEST, is_lasting=True)
+        assert receiving.held == {0, 2}
+    assert await receiving.write(1, chunk(1))
+    await receiving.finish()
+    receiving.close()
+    assert await store.bytes_of(NAME) == DATA
+
+
+async def test_a_manifest_that_cannot_be_read_now_keeps_nobody_from_starting(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path)
+    await store.put(DATA)
+    small = await store.put(b"small")
+    manifest = tmp_path / f"{HEX}.manifest"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    assert (await opened(tmp_path)).whole() == (small.digest,)
+    manifest.unlink()
+    manifest.write_bytes(content)
+    store = await opened(tmp_path)
+    assert set(store.whole()) == {NAME, small.digest}
+    assert await store.bytes_of(NAME) == DATA
+
+
+# --- a manifest that is broken or gone --------------------------------------------------------
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": lambda content: content[:9] + bytes([content[9] ^ 1]) + content[10:],
+    "truncated": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "too long": lambda content: bytes(1 << 20),
+    "of another blob": lambda content: codec.encode(manifest_of(OTHER)),
+}
+
+
+@pytest.mark.parametrize("damage", [*BROKEN, "gone"])
+@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"])
+async def test_a_broken_manifest_is_made_anew_from_good_bytes(
+    tmp_path: Path, damage: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    manifest = tmp_path / f"{HEX}.manifest"
+    content = manifest.read_bytes()
+    manifest.unlink() if damage == "gone" else manifest.write_bytes(BROKEN[damage](content))
+    (tmp_path / HEX).rename(tmp_path / name)
+    store = await opened(tmp_path)
+    assert (store.whole(), manifest.read_bytes()) == ((NAME,) if name == HEX else (), content)
+    assert await store.path(NAME) == tmp_path / HEX
+    assert (store.whole(), await store.bytes_of(NAME)) == ((NAME,), DATA)
+    assert names(tmp_path) == [HEX, f"{HEX}.manifest"]
+    assert "made anew from the blob's bytes" in caplog.text
+
+
+async def test_bytes_are_hashed_in_a_thread_while_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    (tmp_path / f"{HEX}.manifest").write_bytes(b"")
+    begun, may_end, of_chunks = threading.Event(), threading.Event(), manifest_of_chunks
+
+    def slow(chunks: Iterator[bytes]) -> Manifest:
+        begun.set()
+        assert may_end.wait(10)
+        return of_chunks(chunks)
+
+    monkeypatch.setattr(blob_files, "manifest_of_chunks", slow)
+    opening = asyncio.create_task(opened(tmp_path))
+    await asyncio.to_thread(begun.wait, 10)
+    assert not opening.done()
+    may_end.set()
+    assert (await opening).whole() == (NAME,)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"])
+async def test_what_is_broken_past_mending_is_kept_under_another_name_and_fetched_anew(
+    tmp_path: Path, damage: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    manifest = tmp_path / f"{HEX}.manifest"
+    broken = BROKEN["flipped"](manifest.read_bytes())
+    manifest.unlink() if damage == "gone" else manifest.write_bytes(broken)
+    spoilt = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    (tmp_path / HEX).write_bytes(spoilt)
+    (tmp_path / HEX).rename(tmp_path / name)
+    store = await opened(tmp_path)
+    kept = {file: (tmp_path / file).read_bytes() for file in names(tmp_path)}
+    of_bytes, of_manifest = f"{name}.unusable-1", f"{HEX}.manifest.unusable-1"
+    both = {of_bytes: spoilt, of_manifest: broken}
+    assert kept == ({of_bytes: spoilt} if damage == "gone" else both)
+    assert f"; kept as {of_bytes}" in caplog.text
+    assert f"put a good copy at {tmp_path / HEX} and start again" in caplog.text
+    assert (store.whole(), store.held(NAME), store.used_bytes) == ((), None, 0)
+    assert store.what_is_here(NAME).startswith("our own copy is broken and kept as ")
+    await store.put(DATA)
+    again = await opened(tmp_path)
+    assert (await again.bytes_of(NAME), len(names(tmp_path))) == (DATA, len(kept) + 2)
+
+
+async def test_so_many_are_kept_aside_and_the_next_one_stays_where_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(MAX_SET_ASIDE + 1):
+        (tmp_path / HEX).write_bytes(bytes([number]))
+        await opened(tmp_path)
+    assert names(tmp_path) == [HEX, *(f"{HEX}.unusable-{n + 1}" for n in range(MAX_SET_ASIDE))]
+    assert (tmp_path / HEX).read_bytes() == bytes([MAX_SET_ASIDE])
+    assert "left as it is, for 9 others are kept already: remove those" in caplog.text
+
+
+async def test_bytes_that_cannot_be_read_now_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    (tmp_path / f"{HEX}.manifest").write_bytes(b"")
+
+    def bad_block(chunks: Iterator[bytes]) -> Manifest:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(blob_files, "manifest_of_chunks", bad_block)
+        assert (await opened(tmp_path)).whole() == ()
+    assert (await opened(tmp_path)).whole() == (NAME,)
+
+
+async def test_a_full_disk_costs_a_broken_manifest_and_not_the_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    (tmp_path / f"{HEX}.manifest").write_bytes(b"")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(blob_files, "settle", full)
+    assert await (await opened(tmp_path)).bytes_of(NAME) == DATA
+
+
+async def test_only_what_the_store_itself_had_for_a_while_is_removed(tmp_path: Path) -> None:
+    await (await opened(tmp_path)).put(DATA)
+    theirs = ("junk", "00.manifest", "notes.txt", "ff" * 31 + ".partial", "FF" * 32)
+    ours = (
+        *(HEX + ".new", "11" * 32 + ".manifest", "22" * 32 + ".passing", "22" * 32),
+        *("33" * 32 + ".passing", "33" * 32 + ".partial"),
+    )
+    for name in (*theirs, *ours):
         (tmp_path / name).write_bytes(b"\xc1")
     store = await opened(tmp_path)
-    assert (names(tmp_path), store.whole()) == ([HEX, f"{HEX}.manifest"], (NAME,))
+    assert names(tmp_path) == sorted([HEX, f"{HEX}.manifest", *theirs])
+    assert store.whole() == (NAME,)
 
 
 # --- partly here ------------------------------------------------------------------------------
@@ -191,6 +391,25 @@ async def test_what_has_come_survives_a_restart_and_is_checked(tmp_path: Path) -
     receiving.close()
     assert await store.bytes_of(NAME) == DATA
     assert names(tmp_path) == [HEX, f"{HEX}.manifest"]
+
+
+async def test_what_has_come_is_given_to_others_after_a_restart_and_all_of_it_is_a_whole_blob(
+    tmp_path: Path,
+) -> None:
+    """Or else two that each hold half would wait for each other for ever."""
+    await partial(await opened(tmp_path), 0, 2)
+    store = await opened(tmp_path)
+    assert await store.path(NAME) is None
+    held = store.held(NAME)
+    assert held is not None
+    assert held.chunks == bitfield_of([0, 2], 3)
+    assert store.what_is_here(NAME) == (
+        f"our own copy is broken or was never complete, 2 of 3 chunks are right in "
+        f"{tmp_path / HEX}.partial"
+    )
+    (tmp_path / f"{HEX}.partial").write_bytes(DATA)  # from a backup
+    again = await opened(tmp_path)
+    assert (await again.path(NAME), again.whole()) == (tmp_path / HEX, (NAME,))
 
 
 async def test_chunks_that_have_come_are_served_before_the_rest_has(tmp_path: Path) -> None:
@@ -237,6 +456,33 @@ async def test_a_passing_blob_goes_with_its_last_holder(tmp_path: Path) -> None:
     await store.release(NAME)
     assert (names(tmp_path), store.used_bytes) == ([], 0)
     await store.release(NAME)
+
+
+async def test_memory_that_cannot_be_kept_is_let_go_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapping must not hide it: a mapping that is still looked at cannot be closed."""
+    fd = memfd(DATA)
+    full = await opened(tmp_path, quota_bytes=MIB)
+    with pytest.raises(NoSpace, match="disk quota"):
+        await full.put_memory(fd, len(DATA))
+    store = await opened(tmp_path)
+    with no_longer_files(MIB), pytest.raises(NoSpace, match="File too large"):
+        await store.put_memory(fd, len(DATA))
+
+    begun, write = threading.Event(), BlobFile.write
+
+    def noted(self: BlobFile, number: int, data: bytes) -> bool:
+        begun.set()
+        return write(self, number, data)
+
+    monkeypatch.setattr(BlobFile, "write", noted)
+    putting = asyncio.create_task(store.put_memory(fd, len(DATA)))
+    await asyncio.to_thread(begun.wait, 10)
+    putting.cancel()
+    await asyncio.wait([putting])
+    assert (putting.cancelled(), names(tmp_path), store.used_bytes) == (True, [], 0)
+    os.close(fd)
 
 
 async def test_a_lasting_blob_is_not_given_back(tmp_path: Path) -> None:
@@ -315,14 +561,8 @@ async def test_a_file_that_may_not_grow_breaks_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", f"{folder}"]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs takes rights that this process has not")
-    yield folder
-    subprocess.run(["umount", f"{folder}"], check=True)
+    with mounted(tmp_path, 3) as disk:
+        yield disk
 
 
 async def test_a_full_disk_is_one_sentence_before_a_byte_is_fetched(small_disk: Path) -> None:
@@ -356,3 +596,78 @@ async def test_being_cancelled_waits_until_the_disk_has_ended() -> None:
     may_end.set()
     await asyncio.wait([writing])
     assert (writing.cancelled(), ended.is_set()) == (True, True)
+
+
+class Renaming:
+    """A disk that has just named a blob whole, and has not said so yet."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_done, self.may_say_so, rename = (
+            threading.Event(),
+            threading.Event(),
+            BlobFile.rename,
+        )
+
+        def slow(blob: BlobFile, *, is_whole: bool) -> None:
+            rename(blob, is_whole=is_whole)
+            self.is_done.set()
+            self.may_say_so.wait(10)
+
+        monkeypatch.setattr(BlobFile, "rename", slow)
+
+    async def cancel(self, task: asyncio.Task[object]) -> None:
+        await asyncio.to_thread(self.is_done.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0)
+        self.may_say_so.set()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+async def test_who_is_cancelled_when_all_of_it_has_come_leaves_nothing_of_their_own_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await Renaming(monkeypatch).cancel(asyncio.create_task(store.put(DATA)))
+    assert (names(tmp_path), store.used_bytes) == ([], 0)
+
+
+async def test_a_fetch_that_is_cancelled_when_all_of_it_has_come_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    receiving = await store.receive(MANIFEST, is_lasting=True)
+    for number in range(3):
+        await receiving.write(number, chunk(number))
+    with monkeypatch.context() as disk:
+        await Renaming(disk).cancel(asyncio.create_task(receiving.finish()))
+    receiving.close()
+    again = await store.receive(MANIFEST, is_lasting=True)
+    assert again.held == {0, 1, 2}
+    await again.finish()
+    again.close()
+    assert await store.bytes_of(NAME) == DATA
+    assert names(tmp_path) == [HEX, f"{HEX}.manifest"]
+
+
+async def test_a_disk_that_hangs_keeps_nobody_who_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(blob_files, "HANGS_S", 0.01)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(10)
+
+    writing = asyncio.create_task(on_disk(work))
+    await asyncio.to_thread(begun.wait, 10)
+    try:
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        assert "the disk hangs" in caplog.text
+        thread = next(thread for thread in threading.enumerate() if thread.name == "blobs")
+        assert thread.daemon  # or else the process would wait for it
+    finally:
+        may_end.set()

@@ -187,6 +187,11 @@ def test_the_status_table_ends_with_what_the_operator_should_see_to() -> None:
     assert lines[-1] == "trouble     the disk is full"
 
 
+def test_the_status_table_has_the_settings_that_the_creator_changed() -> None:
+    lines = rendered(view.status_table(status(changes={"inner.lr": "0.0005"}), 1000.0))
+    assert lines[-1] == "changed     inner.lr 0.0005"
+
+
 def test_how_a_node_is_reached_and_what_it_carries_is_told() -> None:
     private: Reachable = {
         "verdict": "private",
@@ -259,7 +264,7 @@ def test_peers_are_shown_one_a_line() -> None:
         "tokens": 20480,
         "rounds": 2,
     }
-    lines = rendered(view.peers_table([peer, {"peer": ALICE}]))
+    lines = rendered(view.peers_table([peer, {"peer": ALICE}], 160))
     assert [line.split() for line in lines[1:]] == [
         [
             *(BOB[-8:], "node2", "training", "3", "31", "5.500", "6000", "20,480", "punched"),
@@ -267,6 +272,19 @@ def test_peers_are_shown_one_a_line() -> None:
         ],
         [ALICE[-8:], "0.000", "0", "0"],
     ]
+    narrow = rendered(view.peers_table([peer], 80), 80)
+    assert [line.split() for line in narrow] == [
+        ["peer", "name", "state", "round", "loss", "tokens/s", "link", "rtt", "standing"],
+        [BOB[-8:], "node2", "training", "3", "5.500", "6000", "punched", "41", "ms", "alive"],
+    ]
+
+
+def test_what_strangers_call_themselves_is_shown_and_does_nothing() -> None:
+    names = ("[/b]evil", "[link=http://x]y", ":smile:", "a\x1b[31m\nfake")
+    peers: list[PeerStatus] = [{"peer": BOB, "name": name} for name in names]
+    lines = rendered(view.peers_table(peers, 80), 80)
+    shown = [line.split()[1] for line in lines[1:]]
+    assert shown == ["[/b]evil", "[link=htt...", ":smile:", "a\ufffd[31m\ufffdfake"]
 
 
 @pytest.mark.parametrize(

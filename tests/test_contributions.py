@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from record_network import SETTLED_S, Node, swarm, virtual
+from record_network import SETTLED_S, Node, swarm
 from record_samples import ALICE, BOB, CAROL, JOINED, MALLORY, digest
 from status_sample import rendered
+from virtual_time import in_virtual_time
 
 from crdt.schema import ClosedRound, Content, Member, NoView, Progress, Totals, View
 from node import view
+from node.api import Contributions
 from node.contributions import Contribution, ledger, told, total
 from node.record_sync import SYNC_S
 from protocol.envelope import Signer
@@ -131,7 +133,7 @@ def test_all_peers_have_the_same_ledger_and_its_sum_is_what_was_trained(
             assert rows(found[0])[mallory.peer].status == "left"
             assert checked(found[0])[:2] == [(4, 0, 0), (4, 0, 0)]
 
-    virtual(story())
+    in_virtual_time(story())
 
 
 @pytest.mark.timeout(60)
@@ -160,7 +162,7 @@ def test_a_node_that_was_killed_goes_on_with_its_totals(tmp_path: Path, is_disk_
                     assert {PeerId(row.peer): row.tokens for row in found} == trained
                     assert [row.rounds for row in found] == [12, 12]
 
-    virtual(story())
+    in_virtual_time(story())
 
 
 # --- what others confirm ----------------------------------------------------------------
@@ -300,13 +302,37 @@ def test_the_table_has_a_line_for_each_author_and_the_sum() -> None:
     }
     lines = rendered(view.contributions_table(told(views, digest(), is_group=False)))  # type: ignore[arg-type]
     assert [line.split() for line in lines[1:]] == [
-        [ALICE.peer[-8:], "alice", "joined", "100", "58.8", "%", *"1100100"],
-        [BOB.peer[-8:], "70", "41.2", "%", *"1100100"],
-        [CAROL.peer[-8:], "frozen", "0", "0.0", "%", *"0000000"],
-        ["sum", "170", "100.0", "%", *"2200200"],
+        [ALICE.peer[-8:], "alice", "joined", "100", "58.8", "%", *"1100", *["1", "of", "1"]],
+        [BOB.peer[-8:], "70", "41.2", "%", *"1100", *["1", "of", "1"]],
+        [CAROL.peer[-8:], "frozen", "0", "0.0", "%", *"0000-"],
+        ["sum", "170", "100.0", "%", *"2200", *["2", "of", "2"]],
     ]
     empty = told({}, Digest(b""), is_group=False)
-    assert rendered(view.contributions_table(empty))[1].split() == ["sum", "0", "-", *"0000000"]  # type: ignore[arg-type]
+    assert rendered(view.contributions_table(empty))[1].split() == ["sum", "0", "-", *"0000-"]  # type: ignore[arg-type]
+
+
+def test_no_number_is_cut_on_a_terminal_of_80_columns() -> None:
+    """A name is, and takes two lines, if need be."""
+    counts = {"rounds": 99_000, "exchanges": 98_000, "alone": 999, "half": 1}
+    checks = {"confirmed": 3, "contradicted": 0, "unconfirmed": 1}
+    row: dict[str, str | int] = {"name": "a name of some length", "status": "finished"}
+    row |= {"peer": ALICE.peer, "tokens": 5_456_789_012, **counts, **checks}
+    ledger: Contributions = {"records": "", "authors": [row], "sum": {**row, "peer": ""}}
+    first, *_ = rendered(view.contributions_table(ledger), 80)[1:]
+    numbers = ["5,456,789,012", "100.0", "%", "99,000", "98,000", "999", "1", "3", "of", "4"]
+    assert first.split() == [ALICE.peer[-8:], "a", "name", "finished", *numbers]
+
+
+def test_the_table_says_of_how_many_rounds_others_tell_another_story() -> None:
+    views: dict[PeerId, View] = {
+        ALICE.peer: pair(3, ALICE, BOB, TOKENS)(JOINED),
+        BOB.peer: pair(3, BOB, ALICE, {**TOKENS, ALICE.peer: 1})(Content()),
+    }
+    lines = rendered(view.contributions_table(told(views, digest(), is_group=False)))  # type: ignore[arg-type]
+    assert [line.split()[-6:] for line in lines[1:]] == [
+        *[["0", "of", "1", "1", "of", "1"]] * 2,
+        ["0", "of", "2", "2", "of", "2"],
+    ]
 
 
 def test_a_run_without_records_has_an_empty_ledger() -> None:

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from memory_network import in_virtual_time
 from samples import CREATOR, OTHER, PRESENCE, spec
 from test_driver import PEERS, Swarm
+from virtual_time import in_virtual_time
 
 from crdt import schema
 from crdt.membership import states_of
@@ -193,7 +193,14 @@ class Node:
         self.journal = journal_of(me, lambda: None)
         self.journal.round = Round(12)
         self.has_snapshot = False
-        self.control = Control(self.spec, me, cast(Records, self), lambda: self.live, self.journal)
+        self.control = Control(
+            self.spec,
+            me,
+            cast(Records, self),
+            lambda: self.live,
+            self.journal,
+            asyncio.get_running_loop().time,
+        )
 
     def views(self) -> dict[PeerId, View]:
         return self.held
@@ -213,15 +220,14 @@ class Node:
         self.held[author] = Content(control=word)
         self.control.look()
 
-    async def begin(self, *, is_new: bool = False) -> None:
-        training = SimpleNamespace(learner=self, control_changed=self.told.append)
-        await self.control.begin(cast(Training, training), is_new=is_new)
+    def begin(self) -> None:
+        self.control.begin(cast(Training, SimpleNamespace(control_changed=self.told.append)))
         self.told.clear()
 
 
 async def began(me: PeerId = OTHER.peer, **settings: object) -> Node:
     node = Node(me, **settings)
-    await node.begin(is_new=True)
+    node.begin()
     return node
 
 
@@ -270,10 +276,7 @@ async def test_a_node_that_starts_again_is_told_at_once_what_its_disk_remembers(
     node = Node()
     node.hear(schema.Control(paused=True, changes=(change(),)))
     told: list[ControlChanged] = []
-    training = SimpleNamespace(
-        learner=SimpleNamespace(has_snapshot=True), control_changed=told.append
-    )
-    await node.control.begin(cast(Training, training), is_new=False)
+    node.control.begin(cast(Training, SimpleNamespace(control_changed=told.append)))
     assert told == [ControlChanged(is_paused=True, changes=(change(),))]
 
 
@@ -346,7 +349,7 @@ def refused_joiner(node: Callable[[], Node], heard: schema.Control | None) -> st
         if heard:
             asyncio.get_running_loop().call_later(HEARD_S / 2, joiner.hear, heard)
         try:
-            await joiner.begin()
+            await joiner.control.admit(has_snapshot=joiner.has_snapshot)
         except ConfigError as error:
             found.append(str(error))
 
@@ -383,10 +386,27 @@ def test_a_joiner_of_a_run_whose_rounds_are_all_closed_is_told_so() -> None:
 
 
 def test_a_run_in_which_somebody_still_trains_or_waits_has_not_ended() -> None:
-    for state in ("serving", "starting", "training", "paused"):
+    for state in ("starting", "training", "paused"):
         live = (present("finished", NOLOCO.rounds), present(state, 3))
         assert refused_joiner(seeing(*live), None) == ""
     assert refused_joiner(seeing(), None) == ""
+
+
+def test_a_joiner_that_has_heard_of_nobody_yet_waits_for_a_sign_of_life() -> None:
+    """As one that has all files of the run from before does."""
+    over = present("finished", NOLOCO.rounds)
+
+    def made() -> Node:
+        node = Node()
+        asyncio.get_running_loop().call_later(HEARD_S / 2, node.live.append, over)
+        return node
+
+    assert "rounds are closed; expected" in refused_joiner(made, None)
+
+
+def test_two_that_want_to_join_an_ended_run_do_not_let_each_other_in() -> None:
+    live = (present("finished", NOLOCO.rounds), present("serving", 0))
+    assert "rounds are closed; expected" in refused_joiner(seeing(*live), None)
 
 
 def test_a_member_that_comes_back_is_let_in_whatever_became_of_the_run() -> None:

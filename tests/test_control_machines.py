@@ -180,6 +180,7 @@ def noloco(*members: PeerId, sizes: tuple[set[int], ...] = ()) -> Noloco:
         rounds=9,
         fragments=1,
         max_tokens=800,
+        most_claimed=800,
         sizes=sizes,
     )
     alice.handle(MembersChanged(members), 0.0)
@@ -317,6 +318,7 @@ def group(config: GroupConfig, seed: int, *, rounds: int = 8, loss: float = 0.0)
             rounds=rounds,
             fragments=fragments,
             max_tokens=800,
+            most_claimed=800,
             sizes=[SIZES] * fragments,
         )
         for peer in PEERS[:4]

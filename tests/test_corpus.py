@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,4 +144,31 @@ async def test_a_fetch_that_is_cancelled_leaves_no_process_and_no_file(
             asked.settimeout(10.0)
             while asked.recv(4096):  # until the other end, pip, is gone
                 continue
+    assert os.listdir(tmp_path) == []
+
+
+async def test_unpacking_holds_up_nobody_and_is_over_before_its_folder_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacking, go_on, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+
+    async def download(scratch: Path) -> None:
+        (scratch / "package").touch()
+
+    def settle(scratch: Path, folder: Path) -> None:
+        loop.call_soon_threadsafe(unpacking.set)
+        assert go_on.wait(10.0)
+        (scratch / "plays").mkdir()
+
+    monkeypatch.setattr(corpus, "_download", download)
+    monkeypatch.setattr(corpus, "_settle", settle)
+    fetch = asyncio.ensure_future(corpus.fetch(tmp_path))
+    await unpacking.wait()
+    fetch.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not fetch.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
     assert os.listdir(tmp_path) == []

@@ -8,19 +8,20 @@ import itertools
 import logging
 import random
 import tempfile
-import warnings
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import async_solipsism  # type: ignore[import-untyped]
 import pytest
 from samples import CREATOR, OTHER, PRESENCE, spec
+from virtual_time import in_virtual_time
+from wire import carried
 
 from node.bootstrap import KEPT
 from node.discovery import ENOUGH_PEERS, FEW, Discovery, provider_key
 from node.greeting import MAX_GREETINGS, MAX_REMEMBERED
 from node.peer_cache import PeerCache
+from node.rpc import Refused
 from node.telemetry import Waits
 from protocol import hello, rpc
 from protocol.envelope import Signer
@@ -72,7 +73,7 @@ class World:
 
         def answer(caller: PeerId, asked: rpc.Hello) -> rpc.Welcome:
             if not hello.is_admitted(asked, self.secret, caller, member.peer):
-                raise PeerUnavailable(member.peer, "refused")
+                raise Refused("not-admitted", "refused")
             return hello.welcome(sign_spec(self.spec, CREATOR), asked, self.secret, caller, member)
 
         self.listening.add(member.peer)
@@ -146,12 +147,16 @@ class World:
         self.left.append(peer)
         self._connected.discard(peer)
 
-    async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
+    async def call(self, peer: PeerId, method: Any, request: Any, **terms: Any) -> Any:
         assert method is rpc.HELLO
         self.hellos.append((peer, now()))
         if peer not in self.answers or peer not in self.listening:
             raise PeerUnavailable(peer, "refused")
-        return self.answers[peer](ME.peer, request)
+
+        async def answered(caller: PeerId, asked: rpc.Hello) -> rpc.Welcome:
+            return self.answers[peer](caller, asked)
+
+        return await carried(ME.peer, peer, method, request, answered, **terms)
 
 
 def presence(peer: PeerId, boot: bytes = b"boot 1..") -> Presence:
@@ -173,15 +178,6 @@ def record_of(member: Signer, *addrs: str, seq: int = 1, left_s: int = 600) -> d
     until = int(unix_now()) + left_s
     record = PeerRecord(peer=member.peer, run=run, addrs=addrs, seq=seq, expires_unix_s=until)
     return {record_key(member.peer, run): sign_peer_record(record, member)}
-
-
-def in_virtual_time(work: Coroutine[None, None, None]) -> None:
-    with (
-        warnings.catch_warnings(),
-        asyncio.Runner(loop_factory=async_solipsism.EventLoop) as runner,
-    ):
-        warnings.simplefilter("ignore", async_solipsism.ResolutionWarning)
-        runner.run(work)
 
 
 async def during(seconds: float, discovery: Discovery) -> None:

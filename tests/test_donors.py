@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blob_world import ME, Donor, Network, ref_of
+from blob_world import ME, Donor, Network, Operator, ref_of
 from samples import OTHER, spec
+from wire import carried
 
 from node import donors, materials
 from node.blobstore import BlobStore, NoSpace
-from node.donors import HEADER_BYTES, SHARED_BYTES, Donors
+from node.donors import HEADER_BYTES, SHARED_BYTES, Members
 from node.materials import fetch_blob
 from node.telemetry import Waits
 from node.transfers import Transfers
@@ -44,6 +45,9 @@ class Offering(Network):
     async def call(self, peer: PeerId, method: Any, request: Any, **terms: Any) -> Any:
         if method is not rpc.CHECKPOINT:
             return await super().call(peer, method, request, **terms)
+        return await carried(ME, peer, method, request, self._checkpoint, **terms)
+
+    async def _checkpoint(self, _: PeerId, call: rpc.CheckpointCall) -> rpc.SignedCheckpoint:
         body = codec.encode(self.offer)
         return rpc.SignedCheckpoint(body, OTHER.sign(Domain.CHECKPOINT, SPEC.run, body))
 
@@ -66,7 +70,7 @@ class Joiner:
 
     async def fetch(self) -> Checkpoint:
         await self.store.open()
-        members = Donors(SPEC, self.transfers, self.waits)
+        members = Members(SPEC, self.transfers, self.waits)
         offer = await members.checkpoint(THEM)
         await members.fetch(offer, [THEM])
         return offer
@@ -134,7 +138,12 @@ async def test_a_blob_is_asked_for_until_a_member_has_it(
         return [ME, THEM]
 
     path = await fetch_blob(
-        "the corpus", ref_of(DATA), transfers=joiner.transfers, peers=peers, waits=joiner.waits
+        "the corpus",
+        ref_of(DATA),
+        transfers=joiner.transfers,
+        peers=peers,
+        waits=joiner.waits,
+        journal=Operator(),
     )
     assert (await joiner.store.bytes_of(ref_of(DATA).digest), len(looks)) == (DATA, 3)
     assert path.name == ref_of(DATA).digest.hex()

@@ -13,8 +13,8 @@ from memory_network import (
     MemoryNetwork,
     Notes,
     Port,
-    in_virtual_time,
 )
+from virtual_time import in_virtual_time
 
 from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
 from node.sim_toy import ToyLearner
@@ -447,7 +447,9 @@ class Swarm:
             toy = ToyLearner(id, np.full(3, float(n)), CONFIG)
             self.learners[id] = MemoryLearner(toy, arena)
             self.network.drivers[id] = Driver(
-                Noloco(id, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=20),
+                Noloco(
+                    id, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=20, most_claimed=20
+                ),
                 learner=self.learners[id],
                 network=self.ports[id],
                 journal=self.notes[id],

@@ -6,17 +6,18 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from memory_network import in_virtual_time
+from virtual_time import in_virtual_time
+from wire import carried
 
 from node import exchange, pieces
 from node.arena import Arena
 from node.pieces import DIRECT, RELAYED, UNREACHABLE_S
-from node.rpc import CallRefused
+from node.rpc import CallRefused, Refused
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerError, PeerUnavailable, RemoteProtocolError
-from protocol.frame import Refusal
 from protocol.ids import Digest, PeerId, RunId, digest_of
+from protocol.limits import MAX_PIECE_BYTES
 from protocol.rpc import KIB, A, Method, Q
 
 ME, BOB = Signer(b"m" * 32), Signer(b"b" * 32).peer
@@ -56,21 +57,25 @@ class Peer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            await self._answer(request, into)
+            self._check("cannot be dialled")
+            answer: A = await carried(
+                ME.peer, peer, method, request, self._answer, deadline_s=deadline_s, into=into
+            )
+            self._check("the stream broke")
         finally:
             self.at_once -= 1
-        return b""  # type: ignore[return-value]
+        return answer
 
-    async def _answer(self, request: rpc.FetchCall, into: memoryview) -> None:
-        loop = asyncio.get_running_loop()
+    def _check(self, why: str) -> None:
+        if self.down_from_s <= asyncio.get_running_loop().time() < self.down_until_s:
+            raise PeerUnavailable(BOB, why)
+
+    async def _answer(self, _: PeerId, request: Q) -> bytes:
+        assert isinstance(request, rpc.FetchCall)
         if self.refusals:
-            raise CallRefused(BOB, "fetch/1", Refusal(self.refusals.pop(0), "so it is"))
-        if self.down_from_s <= loop.time() < self.down_until_s:
-            raise PeerUnavailable(BOB, "cannot be dialled")
+            raise Refused(self.refusals.pop(0), "so it is")
         await asyncio.sleep(PIECE_S)
-        if self.down_from_s <= loop.time() < self.down_until_s:
-            raise PeerUnavailable(BOB, "the stream broke")
-        into[:] = self.payload[request.offset : request.offset + request.length]
+        return self.payload[request.offset : request.offset + request.length]
 
 
 async def fetched(peer: Peer, deadline_s: float = 60.0) -> tuple[Arena, list[str]]:
@@ -210,6 +215,6 @@ class PeerUnavailableAtOnce(PeerError):
 
 
 def test_a_piece_is_no_more_than_a_call_may_bring() -> None:
-    assert max(DIRECT.piece_bytes, RELAYED.piece_bytes) <= rpc.CHUNK_BYTES
+    assert max(DIRECT.piece_bytes, RELAYED.piece_bytes) <= MAX_PIECE_BYTES
     assert DIRECT.in_flight * 2 <= rpc.FETCH.per_peer  # two payloads at once of one peer
     assert DIRECT.piece_bytes % KIB == 0

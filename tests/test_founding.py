@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from pathlib import Path
 
 import pytest
+from disks import data_dir
 from samples import CREATOR, OTHER, spec
 
 from node import founding
 from node.founding import HeldRun, with_addrs
-from node.keys import DataDir
 from protocol.errors import ConfigError
+from protocol.ids import short
 from protocol.spec import sign_spec
 from protocol.ticket import Ticket
 
@@ -24,12 +23,6 @@ OTHERS = f"/ip4/127.0.0.1/tcp/3/p2p/{OTHER.peer}"
 def held(*addrs: str) -> HeldRun:
     made = spec()
     return HeldRun(Ticket(run=made.run, addrs=addrs, secret=b""), sign_spec(made, CREATOR))
-
-
-def data_dir(tmp_path: Path) -> DataDir:
-    made = DataDir(tmp_path / "node")
-    made.create()
-    return made
 
 
 def test_a_run_that_was_saved_is_found_again(tmp_path: Path) -> None:
@@ -64,6 +57,36 @@ def test_a_file_of_the_run_that_cannot_be_read_is_named(tmp_path: Path, name: st
         founding.resumed(directory)
 
 
+def test_a_ticket_on_disk_that_is_broken_is_named_with_its_file(tmp_path: Path) -> None:
+    directory = data_dir(tmp_path)
+    founding.save(held(OWN), directory)
+    text = directory.ticket.read_text()
+    directory.ticket.write_text(text[:20] + ("x" if text[20] != "x" else "y") + text[21:])
+    with pytest.raises(ConfigError) as error:
+        founding.resumed(directory)
+    assert str(error.value) == (
+        f"{directory.ticket}: the checksum does not match, so a character is wrong or missing; the "
+        f"ticket of run {short(held(OWN).run)} is expected in it, so join again with "
+        "`shoal join TICKET`"
+    )
+
+
+def test_a_flipped_bit_in_the_run_file_is_told_by_the_ticket_beside_it(tmp_path: Path) -> None:
+    directory = data_dir(tmp_path)
+    founding.save(held(OWN), directory)
+    run = held(OWN).run
+    flipped = run[:-1] + bytes([run[-1] ^ 1])
+    directory.run.write_text(flipped.hex() + "\n")
+    with pytest.raises(ConfigError) as error:
+        founding.resumed(directory)
+    assert str(error.value) == (
+        f"{directory.run}: found run {flipped.hex()}, expected run {run.hex()}, whose ticket is "
+        "beside it; restore the file from a backup, or choose another data directory and join with "
+        "the ticket in it"
+    )
+    assert directory.run.read_text() == flipped.hex() + "\n"
+
+
 def test_a_run_without_its_ticket_says_how_to_go_on(tmp_path: Path) -> None:
     directory = data_dir(tmp_path)
     founding.save(held(OWN), directory)
@@ -76,28 +99,3 @@ def test_a_ticket_is_handed_on_with_our_addresses_of_now_first_and_none_of_befor
     assert with_addrs(held(OWN, OTHERS), (MOVED,)).ticket.addrs == (MOVED, OTHERS)
     assert with_addrs(held(OTHERS), (OWN, MOVED)).ticket.addrs == (OWN, MOVED, OTHERS)
     assert with_addrs(held(OTHERS), ()).ticket.addrs == (OTHERS,)
-
-
-async def test_work_of_which_nobody_wants_the_value_any_more_is_not_waited_for() -> None:
-    begun, let_go = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        let_go.wait()
-
-    task = asyncio.ensure_future(founding._in_daemon(work))
-    await asyncio.to_thread(begun.wait)
-    task.cancel()
-    try:
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    finally:
-        let_go.set()
-
-
-async def test_what_goes_wrong_in_the_thread_is_raised_here() -> None:
-    def work() -> None:
-        raise ConfigError("no")
-
-    with pytest.raises(ConfigError, match="no"):
-        await founding._in_daemon(work)

@@ -136,7 +136,7 @@ def test_the_folder_says_of_which_run_and_round_it_is_and_how_good(loaded: Loade
 
 def test_the_card_takes_no_markup_from_the_name_of_a_run(loaded: Loaded) -> None:
     trained = read_trained(loaded.run.directory)
-    spec = replace(trained.spec, name="a](x)\n# b<i>", creator=CREATOR.peer)
+    spec = replace(trained.spec, name="a](x) # b<i>", creator=CREATOR.peer)
     card = hugging_face.folder(replace(trained, spec=spec), None)["README.md"].decode()
     assert [line for line in card.splitlines() if line.startswith("#")] == ["# a  x    b i"]
     assert "| validation loss | not measured |" in card

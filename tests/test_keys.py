@@ -9,18 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from disks import data_dir, unlistable
 
 from node.keys import DataDir
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
 RUN, OTHER = RunId(b"r" * 32), RunId(b"o" * 32)
-
-
-def data_dir(tmp_path: Path) -> DataDir:
-    made = DataDir(tmp_path / "node")
-    made.create()
-    return made
 
 
 def complaint(error: pytest.ExceptionInfo[ConfigError]) -> str:
@@ -59,6 +54,30 @@ def test_a_broken_key_file_is_not_replaced(tmp_path: Path, content: str) -> None
         directory.load_key()
     assert "64 hex digits" in complaint(error)
     assert directory.key.read_text() == content
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_flipped_bit_in_the_key_file_makes_no_new_peer(tmp_path: Path, line: int) -> None:
+    directory = data_dir(tmp_path)
+    peer = directory.load_key().peer
+    lines = directory.key.read_text().splitlines()
+    assert lines[1] == peer
+    lines[line] = lines[line][:-1] + ("1" if lines[line][-1] != "1" else "3")
+    directory.key.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError) as error:
+        directory.load_key()
+    assert f"expected that of the peer in its second line, '{lines[1]}'" in complaint(error)
+    assert (f"found the key of {peer}" in str(error.value)) == (line == 1)
+    assert directory.key.read_text().splitlines() == lines
+
+
+def test_a_key_file_without_the_id_of_its_peer_is_refused(tmp_path: Path) -> None:
+    directory = data_dir(tmp_path)
+    peer = directory.load_key().peer
+    directory.key.write_text(directory.key.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ConfigError) as error:
+        directory.load_key()
+    assert f"found the key of {peer}, expected that of the peer in its second" in complaint(error)
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -104,6 +123,25 @@ def test_a_directory_holds_one_run(tmp_path: Path) -> None:
         directory.claim_run(OTHER)
     assert "found run 72727272, expected run 6f6f6f6f" in complaint(error)
     assert directory.claimed_run() == RUN
+
+
+def test_runs_that_look_alike_in_short_are_named_whole(tmp_path: Path) -> None:
+    directory = data_dir(tmp_path)
+    directory.claim_run(RUN)
+    flipped = RunId(RUN[:-1] + b"s")
+    with pytest.raises(ConfigError) as error:
+        directory.check_run(flipped)
+    assert f"found run {RUN.hex()}, expected run {flipped.hex()};" in complaint(error)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = data_dir(tmp_path)
+    unlistable(monkeypatch, directory.worker)
+    with pytest.raises(ConfigError) as error:
+        directory.create()
+    assert f"Permission denied at {directory.worker}, expected a directory to" in complaint(error)
 
 
 def test_a_broken_run_file_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from node import lan
 from node.lan import Lan, on_lan, peer_on_lan, txt_record
 from protocol.envelope import Signer
 from protocol.ids import PeerId
-from protocol.peer_record import MAX_ADDRS
+from protocol.limits import MAX_ADDRS
 
 ALICE, BOB = Signer(b"a" * 32).peer, Signer(b"b" * 32).peer
 DEADLINE_S = 15.0

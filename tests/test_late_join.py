@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import random
-import struct
+from dataclasses import replace
 
 import pytest
 from small_sim import digest, name
+from training_parts import numbers
 
 from node import late_join
 from node.late_join import Choice
 from protocol.errors import PeerUnavailable
 from protocol.ids import Digest, PeerId, Round
 from protocol.messages import Checkpoint
-from protocol.witness import BUCKETS, Sketch
+from protocol.witness import Sketch
 
 ALICE, BOB, CAROL, DAVE = (name(n) for n in range(4))
 
 
 def checkpoint(text: str, round: int) -> Checkpoint:
     return Checkpoint(Round(round), digest(text), 1000, digest("weights of " + text))
-
-
-def numbers(value: float) -> bytes:
-    """A sketch of weights that lie this far from those of 0.0."""
-    return struct.pack(f"<{BUCKETS}f", value, *[0.0] * (BUCKETS - 1))
 
 
 def sketch(value: float, distance: float | None = 1.0) -> Sketch:
@@ -55,6 +51,25 @@ async def test_of_two_offers_of_two_members_neither_counts_and_of_one_member_its
 async def test_offers_of_one_round_that_differ_in_bytes_are_not_alike() -> None:
     true, false = checkpoint("true", 5), checkpoint("false", 5)
     assert await late_join.of_group({ALICE: true, BOB: false}, nobody_knows) == []
+
+
+def test_a_sum_is_the_same_whatever_rounds_its_donors_stand_in_and_begins_in_the_middle() -> None:
+    false, lone = checkpoint("false", 99), checkpoint("lone", 8)
+    sums = [replace(checkpoint("sum", 0), round=Round(round)) for round in (9, 2, 6, 7)]
+    offers = dict(zip((ALICE, BOB, CAROL, DAVE), sums, strict=True))
+    offers |= {name(4): false, name(5): lone}
+    found = [(choice.checkpoint, set(choice.donors)) for choice in late_join.of_sums(offers)]
+    assert found == [
+        (sums[2], {ALICE, BOB, CAROL, DAVE}), (false, {name(4)}), (lone, {name(5)}),
+    ]  # fmt: skip
+    assert late_join.of_sums({}) == []
+
+
+def test_sums_of_one_name_in_other_bytes_are_not_alike() -> None:
+    """The one may be another horizon under the same sum."""
+    one = checkpoint("sum", 5)
+    other = replace(one, digest=digest("other bytes"))
+    assert [len(choice.donors) for choice in late_join.of_sums({ALICE: one, BOB: other})] == [1, 1]
 
 
 def test_without_a_group_each_member_is_a_choice_the_newest_first() -> None:

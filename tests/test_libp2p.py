@@ -536,6 +536,28 @@ async def test_raw_bytes_are_what_the_sockets_carried() -> None:
 # --- the DHT ---------------------------------------------------------------------------------
 
 
+async def have_peers(bridge: Bridge, number: int) -> None:
+    """Wait until so many have identified, so that it can name them to others."""
+
+    async def size() -> int:
+        return int(bridge._host.dht._dht.routing_table.size())
+
+    async with within(10):
+        while await bridge.call(size) < number:
+            pass
+
+
+async def is_told_of(bridge: Bridge, key: bytes, number: int) -> None:
+    """Wait until so many have said that they provide it: who says so does not wait for us."""
+
+    async def told() -> int:
+        return len(bridge._host.dht._dht.provider_store.providers.get(key, ()))
+
+    async with within(10):
+        while await bridge.call(told) < number:
+            pass
+
+
 async def test_providers_are_found_once_each_and_a_later_one_too() -> None:
     signers = [Signer(bytes([n]) * 32) for n in range(10, 14)]
     async with AsyncExitStack() as stack:
@@ -543,6 +565,7 @@ async def test_providers_are_found_once_each_and_a_later_one_too() -> None:
         first, second, third, fourth = nodes
         for other in nodes[1:]:
             await other.bridge.connect(first.bridge.addrs()[0], 5)
+        await have_peers(first.bridge, 3)
         key = b"k" * 32
         assert await fourth.bridge.find_providers(key) == []
         assert await second.bridge.provide(key)
@@ -550,6 +573,7 @@ async def test_providers_are_found_once_each_and_a_later_one_too() -> None:
         assert found == [(signers[1].peer, list(second.bridge.addrs()))]
         assert await third.bridge.provide(key)
         # In a large swarm the third would not have told the fourth; here it has.
+        await is_told_of(fourth.bridge, key, 2)
         kept = fourth.bridge._host.dht._dht.provider_store.providers[key]
         for name in [name for name in kept if kept[name].peer_id.to_base58() == signers[2].peer]:
             del kept[name]

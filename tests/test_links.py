@@ -223,20 +223,39 @@ async def test_nobody_reserves_in_the_name_of_others() -> None:
         assert list(held) == [ID.from_base58(BOB.peer)]
 
 
+async def lookup_dials(bridge: Bridge, other: Node) -> None:
+    """Dial as the library does when a lookup names a peer.  On the trio side."""
+    (addr,) = other.bridge.addrs()
+    await bridge._host._network.dial_addr(Multiaddr(addr), ID.from_base58(other.peer))
+
+
 async def test_who_was_dialled_by_a_lookup_alone_is_hung_up_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(idle, "LOOK_S", 0.05)
-
-    async def lookup_dials(bridge: Bridge, other: Bridge) -> None:
-        (addr,) = other.addrs()
-        await bridge._host._network.dial_addr(Multiaddr(addr), ID.from_base58(CAROL.peer))
-
     async with node(ALICE) as alice, node(BOB) as bob, node(CAROL) as carol, node(DAVE) as dave:
         gone = asyncio.Event()
         alice.bridge._on_peer = lambda peer, is_here: None if is_here else gone.set()
         await alice.bridge.connect(bob.bridge.addrs()[0], 5)  # as we were told to
         await dave.bridge.connect(alice.bridge.addrs()[0], 5)  # who dialled us
-        await alice.bridge.call(lookup_dials, alice.bridge, carol.bridge)
+        await alice.bridge.call(lookup_dials, alice.bridge, carol)
         await gone.wait()
         assert set(alice.bridge.connected()) == {bob.peer, dave.peer}
+
+
+async def test_a_relay_that_holds_our_reservation_is_not_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing else binds us to it: a lookup dialled it, and no stream to it is open."""
+    monkeypatch.setattr(idle, "LOOK_S", 0.05)
+    async with node(BOB) as bob, node(CAROL) as carol, node(DAVE) as dave:
+        gone: asyncio.Queue[PeerId] = asyncio.Queue()
+        bob.bridge._on_peer = lambda peer, is_here: None if is_here else gone.put_nowait(peer)
+        carol.bridge.be_public(True, 1000.0)
+        await bob.bridge.call(lookup_dials, bob.bridge, carol)
+        await bob.bridge.reserve(carol.peer)
+        for _ in range(2):  # Dave is dialled after Carol, so she would be hung up on first
+            await bob.bridge.call(lookup_dials, bob.bridge, dave)
+            assert await gone.get() == dave.peer
+        held = carol.bridge._host.links.relay.resource_manager._reservations
+        assert list(held) == [ID.from_base58(BOB.peer)]

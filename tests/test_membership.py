@@ -36,6 +36,7 @@ def status(status: str) -> Content:
         (None, "leaving", "leaving"),
         (status("left"), "training", "left the run"),
         (status("finished"), None, "finished the run"),
+        (status("finished"), "training", ""),
         (NoView("equivocated in epoch 1"), "training", "equivocated in epoch 1"),
     ],
 )

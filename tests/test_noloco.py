@@ -69,6 +69,8 @@ RUN = RunId(digest_of(b"run"))
 ALICE, BOB, CAROL, DAVE = sorted(Signer(bytes([n]) * 32).peer for n in range(4))
 CONFIG = NolocoConfig(inner_steps=8, proposal_deadline_s=5.0, exchange_deadline_s=20.0)
 TOKENS = 800
+CLAIMED = 1600
+"""Most tokens that weigh, and most that may be claimed."""
 WEIGHTS = digest_of(b"weights")
 
 
@@ -78,7 +80,9 @@ def payload(name: str) -> Digest:
 
 def machine(me: PeerId = ALICE, *members: PeerId, rounds: int = 9) -> Noloco:
     """A peer in round 0, training since 0.0."""
-    trainer = Noloco(me, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=TOKENS)
+    trainer = Noloco(
+        me, CONFIG, run=RUN, rounds=rounds, fragments=1, max_tokens=TOKENS, most_claimed=CLAIMED
+    )
     trainer.handle(MembersChanged(tuple(sorted(members))), 0.0)
     assert trainer.handle(Resumed(Round(0), WEIGHTS), 0.0) == [RunInner(Round(0), 8)]
     return trainer
@@ -246,12 +250,23 @@ def test_an_exchange_takes_both_to_the_larger_round_plus_one() -> None:
     assert alice.round == 4
 
 
+def test_a_round_that_was_made_longer_or_closed_early_counts_what_was_trained() -> None:
+    for tokens, counted in ((0, 0), (1200, 1200), (9999, CLAIMED)):
+        alice = machine()
+        alice.handle(InnerDone(8, tokens), 8.0)
+        alice.handle(SnapshotDone(Round(0), 0, payload("a"), 100), 8.0)
+        alice.handle(TimerFired(SearchDeadline(payload("a"))), 28.0)
+        effects = alice.handle(OuterDone(Round(1), WEIGHTS), 29.0)
+        assert [effect.tokens for effect in effects if isinstance(effect, Closed)] == [counted]
+
+
 def test_weights_follow_tokens_within_bounds() -> None:
     alice = searching(ALICE, BOB)
-    alice.handle(Received(BOB, accept(tokens=10**9)), 9.0)  # claims count up to the round's
+    alice.handle(Received(BOB, accept(tokens=10**9)), 9.0)  # weighs as a whole round does
     alice.handle(Fetched(payload("b")), 9.0)
     claim = exchange(ALICE, BOB, "ab")
-    receipt = Exchange(**{f: getattr(claim, f) for f in claim.__slots__} | {"partner_tokens": 800})
+    claimed = {"partner_tokens": CLAIMED}
+    receipt = Exchange(**{f: getattr(claim, f) for f in claim.__slots__} | claimed)
     effects = alice.handle(Received(BOB, Have(receipt)), 9.0)
     assert effects == [averaged(receipt, 400 / 1200)]
 
@@ -591,7 +606,15 @@ def test_answers_to_what_is_over_change_nothing(stale: Fetched | OuterDone) -> N
 
 def in_parts(*members: PeerId, fragments: int = 3) -> Noloco:
     """Alice, training in round 0 of a model in fragments."""
-    trainer = Noloco(ALICE, CONFIG, run=RUN, rounds=9, fragments=fragments, max_tokens=TOKENS)
+    trainer = Noloco(
+        ALICE,
+        CONFIG,
+        run=RUN,
+        rounds=9,
+        fragments=fragments,
+        max_tokens=TOKENS,
+        most_claimed=TOKENS,
+    )
     trainer.handle(MembersChanged(tuple(sorted(members))), 0.0)
     assert trainer.handle(Resumed(Round(0), WEIGHTS), 0.0) == [RunInner(Round(0), 2)]
     return trainer

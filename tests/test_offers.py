@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from memory_network import in_virtual_time
 from training_parts import MINE, Node, name_of
+from virtual_time import in_virtual_time
 
 from protocol.ids import Round
 from protocol.messages import Checkpoint
@@ -30,7 +30,10 @@ def test_the_last_two_checkpoints_are_held_so_that_slow_joiners_do_not_cut_each_
             node.at_round(round)
             offers += [await exported(node), await exported(node)]
         assert [offer.round for offer in offers] == [1, 1, 2, 2, 3, 3]
-        assert (node.held(), node.learner.exports) == ({offers[2].digest, offers[4].digest}, 3)
+        assert (node.held(), node.learner.exports) == (
+            {offers[2].digest, offers[4].digest},
+            [False] * 3,
+        )
         assert node.content.checkpoints == (offers[2], offers[4])  # and nothing that is not here
 
     in_virtual_time(run())
@@ -45,7 +48,7 @@ def test_a_joiner_that_gives_up_leaves_one_export_and_not_one_more(tmp_path: Pat
                 async with asyncio.timeout(0.3):
                     await node.offers.checkpoint()
         assert (await exported(node)).round == 1
-        assert (node.learner.exports, node.store.holders) == (1, {name_of(1): 1})
+        assert (node.learner.exports, node.store.holders) == ([False], {name_of(1): 1})
 
     in_virtual_time(run())
 
@@ -62,6 +65,27 @@ def test_an_export_repeated_before_the_round_is_closed_is_held_once(tmp_path: Pa
     in_virtual_time(run())
 
 
+def test_a_sum_at_a_base_is_made_once_a_base_and_apart_from_that_of_now(tmp_path: Path) -> None:
+    """As the worker of an spsa run: at a base it offers what is named by the journal."""
+
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(1)
+        node.journal.weights = MINE
+        first = await node.offers.checkpoint(at_base=True)
+        now = await exported(node)
+        assert await node.offers.checkpoint(at_base=True) == first
+        node.at_round(2)
+        assert await node.offers.checkpoint(at_base=True) == first
+        assert (await exported(node)).round == 2 != now.round
+        assert node.learner.exports == [True, False, False]
+        node.journal.weights = name_of(9)
+        assert await node.offers.checkpoint(at_base=True) != first
+        assert node.learner.exports == [True, False, False, True]
+
+    in_virtual_time(run())
+
+
 def test_a_full_disk_offers_nothing_and_makes_room_for_the_next_who_asks(tmp_path: Path) -> None:
     async def run() -> None:
         node = Node(tmp_path, room=1)
@@ -70,6 +94,21 @@ def test_a_full_disk_offers_nothing_and_makes_room_for_the_next_who_asks(tmp_pat
         node.at_round(2)
         assert await node.offers.checkpoint() is None
         assert (await exported(node)).round == 2
+        assert node.held() == {name_of(2)}
+
+    in_virtual_time(run())
+
+
+def test_a_sum_that_had_to_go_is_made_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, room=1)
+        node.at_round(1)
+        first = await node.offers.checkpoint(at_base=True)
+        assert first
+        node.at_round(2)
+        assert await node.offers.checkpoint() is None  # there is room for one
+        assert node.held() == set()
+        assert await node.offers.checkpoint(at_base=True) != first
         assert node.held() == {name_of(2)}
 
     in_virtual_time(run())

@@ -12,10 +12,9 @@ from protocol import codec
 from protocol.envelope import Domain, Signer
 from protocol.errors import Malformed
 from protocol.ids import PeerId, RunId
+from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS
 from protocol.peer_record import (
     CLOCK_S,
-    MAX_ADDR_BYTES,
-    MAX_ADDRS,
     MAX_RECORD_BYTES,
     MAX_TTL_S,
     NO_RUN,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from wire import carried
 
 from node.presence import TTL_MS, Boot, Facts, PresenceService
 from node.presence_view import ACTIVE_PEERS, GONE_PEERS, VIEW_PEERS, PresenceView
@@ -224,12 +225,13 @@ class Wire:
         wire = self
 
         class Caller:
-            async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
+            async def call(self, peer: PeerId, method: Any, request: Any, **terms: Any) -> Any:
                 wire.calls.append((caller, peer))
                 assert method is rpc.PRESENCE
                 if peer not in wire.services:
                     raise PeerUnavailable(peer, "gone")
-                return await wire.services[peer].handle(caller, request)
+                handler = wire.services[peer].handle
+                return await carried(caller, peer, method, request, handler, **terms)
 
         return Caller()
 

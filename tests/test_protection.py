@@ -1,28 +1,32 @@
-"""A snapshot in the memory of others: it comes back whole, or not at all, and only to its owner."""
+"""A snapshot in the memory of others: who holds it, for how long, and who gets it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from samples import PRESENCE
-from shard_peers import TWO_AND_ONE, Peer, World, protected
+from shard_peers import (
+    Peer,
+    World,
+    holders,
+    kept,
+    kept_world,
+    others_in,
+    protected,
+    rounds_held,
+)
 
-from node import recovery
 from node.protection_holder import AWAY_S as FORGOTTEN_FIRST_S
 from node.protection_holder import FORGET_S
-from node.protection_owner import AWAY_S, REFUSED_S, RENEW_S, Placing
+from node.protection_owner import AWAY_S, REFUSED_S, RENEW_S
 from node.protection_places import new_holders
 from node.rpc import Refused
-from node.snapshots import snapshot_files
 from protocol.errors import Malformed
-from protocol.ids import PeerId, RunId, digest_of, peer_id
+from protocol.ids import RunId, digest_of, peer_id
 from protocol.messages import Presence
 from protocol.shards import (
-    Holding,
-    Offer,
     Offers,
     ProtectCall,
     ProtectionConfig,
@@ -30,221 +34,6 @@ from protocol.shards import (
     ShardsCall,
     sign_stamp,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at who is there follow each other; the clock of the tests moves by itself."""
-    monkeypatch.setattr(recovery, "AGAIN_S", 0.0)
-
-
-def kept(peer: Peer) -> Placing:
-    assert peer.protection.owner
-    assert peer.protection.owner.kept
-    return peer.protection.owner.kept
-
-
-def holders(peer: Peer, world: World) -> list[Peer]:
-    """By the index of the shard."""
-    return [world.swarm.peers[id] for _, id in sorted(kept(peer).holders.items())]
-
-
-def found(peer: Peer) -> bytes:
-    return snapshot_files(peer.directory)[0].read_bytes()
-
-
-async def rounds_held(holder: Peer, owner: Peer) -> list[int]:
-    offers = await holder.protection.shards(owner.id, ShardsCall(owner.swarm.spec.run))
-    return [offer.stamp.open(owner.swarm.spec.run, owner.id).round for offer in offers.offers]
-
-
-async def test_a_node_that_lost_its_disk_gets_back_its_snapshot_to_the_bit(tmp_path: Path) -> None:
-    world = World(tmp_path, 4)
-    async with world as (owner, *others):
-        saved = owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        stamp = kept(owner).stamp
-        assert (stamp.round, stamp.inner_step, stamp.size_bytes) == (3, 60, len(saved))
-        assert {peer.id for peer in holders(owner, world)} == {peer.id for peer in others}
-        back = await world.comes_back(0)
-        assert await back.recover()
-        assert snapshot_files(back.directory)[0].name == (
-            "snapshot-00000003-0000000000060.safetensors"
-        )
-        assert found(back) == saved
-        assert [peer.blamed for peer in (back, *others)] == [[]] * 4
-
-
-@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 3), (1, 4), (2, 5), (4, 5)])
-async def test_any_m_holders_may_be_lost_with_the_owner(
-    tmp_path: Path, lost: tuple[int, ...]
-) -> None:
-    """4 + 2 among seven; the indices are those of the shards."""
-    config = ProtectionConfig(data=4, parity=2, every_rounds=1)
-    world = World(tmp_path, 7, protected(config))
-    async with world as (owner, *_):
-        saved = owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        for index in lost:
-            await world.lose(holders(owner, world)[index])
-        back = await world.comes_back(0)
-        world.swarm.step_s = 0.5
-        assert await back.recover()
-        assert found(back) == saved
-
-
-async def test_with_fewer_than_k_shards_there_is_no_snapshot_and_no_garbage(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        for holder in holders(owner, world)[:2]:
-            await world.lose(holder)
-        back = await world.comes_back(0)
-        world.swarm.step_s = 0.5
-        assert not await back.recover()
-        assert snapshot_files(back.directory) == []
-        assert "shards=1 of=3 needed=2" in caplog.text
-
-
-async def test_a_holder_that_gives_another_byte_is_blamed_and_its_shard_is_as_good_as_lost(
-    tmp_path: Path,
-) -> None:
-    """REFT R3, with each of the holders as the liar."""
-    for liar in range(3):
-        world = World(tmp_path / str(liar), 4)
-        async with world as (owner, *_):
-            saved = owner.save(1, round=3, inner_step=60)
-            await owner.protect()
-            false = holders(owner, world)[liar].id
-
-            def flipped(peer: PeerId, answer: Any, false: PeerId = false) -> Any:
-                if peer != false or not isinstance(answer, memoryview):
-                    return answer
-                data = bytearray(answer)
-                data[len(data) // 2] ^= 1
-                return data
-
-            world.swarm.mangled = flipped
-            back = await world.comes_back(0)
-            assert await back.recover()
-            assert found(back) == saved
-            asked = liar < TWO_AND_ONE.data  # the first k are asked first
-            assert back.blamed == ([false] if asked else [])
-
-
-async def test_the_old_snapshot_is_kept_until_every_shard_of_the_new_one_is_held(
-    tmp_path: Path,
-) -> None:
-    world = World(tmp_path, 4)
-    async with world as (owner, *others):
-        old = owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        new = owner.save(2, round=4, inner_step=80)
-        late = holders(owner, world)[2]
-        assert late.holding
-        real = late.protection.holder
-        assert real
-
-        async def slow(peer: PeerId, call: ProtectCall) -> Holding:
-            return Holding("coming")
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(real, "protect", slow)
-            for _ in range(4):
-                await owner.tick()
-            assert [await rounds_held(peer, owner) for peer in holders(owner, world)] == [
-                [3, 4], [3, 4], [3],
-            ]  # fmt: skip
-            assert kept(owner).stamp.round == 3
-        await owner.protect()
-        assert [await rounds_held(peer, owner) for peer in others] == [[4], [4], [4]]
-        back = await world.comes_back(0)
-        assert await back.recover()
-        assert found(back) == new != old
-
-
-@pytest.mark.parametrize(("held", "expected"), [(1, 3), (2, 4)])
-async def test_shards_of_two_snapshots_are_never_mixed(
-    tmp_path: Path, held: int, expected: int
-) -> None:
-    """REFT R6: the owner dies while the new snapshot is under way, held by one or by two."""
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        saved = {3: owner.save(1, round=3, inner_step=60)}
-        await owner.protect()
-        saved[4] = owner.save(2, round=4, inner_step=80)
-        before = holders(owner, world)
-        world.swarm.down |= {peer.id for peer in before[held:]}
-        await owner.tick()
-        await owner.tick()
-        world.swarm.down.clear()
-        world.swarm.down.add(owner.id)
-        back = await world.comes_back(0)
-        world.swarm.step_s = 0.5
-        assert await back.recover()
-        assert found(back) == saved[expected]
-
-
-async def test_an_offer_with_the_stamp_of_one_snapshot_and_the_bytes_of_another_is_found_out(
-    tmp_path: Path,
-) -> None:
-    """R6, by a liar: both snapshots are ours, and both stamps are signed by us."""
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        old = kept(owner)
-        liar = holders(owner, world)[0]
-        assert liar.protection.holder
-        stale = bytes(liar.protection._memory.view(old.stamp.shards[0]))
-        saved = owner.save(2, round=4, inner_step=80)
-        await owner.protect()
-        assert kept(owner).holders == old.holders
-        world.swarm.mangled = lambda peer, answer: (
-            stale if peer == liar.id and isinstance(answer, memoryview) else answer
-        )
-        back = await world.comes_back(0)
-        assert await back.recover()
-        assert (found(back), back.blamed) == (saved, [liar.id])
-
-
-async def test_a_stamp_that_is_not_ours_is_no_offer(tmp_path: Path) -> None:
-    world = World(tmp_path, 4)
-    async with world as (owner, *others):
-        saved = owner.save(1, round=3, inner_step=60)
-        await owner.protect()
-        forged = sign_stamp(kept(owner).stamp, world.swarm.spec.run, others[0].signer)
-        liar = holders(owner, world)[0]
-        world.swarm.mangled = lambda peer, answer: (
-            Offers((Offer(forged, 0),))
-            if peer == liar.id and isinstance(answer, Offers)
-            else answer
-        )
-        back = await world.comes_back(0)
-        world.swarm.step_s = 0.5
-        assert await back.recover()
-        assert (found(back), back.blamed) == (saved, [liar.id])
-
-
-async def test_content_that_is_not_what_was_stamped_is_no_snapshot(tmp_path: Path) -> None:
-    """Every shard has its hash, and yet the whole has not: the owner's memory was bad, say."""
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        owner.save(1, round=3, inner_step=60)
-        real = owner.protection.owner
-        assert real
-        stamped = real._stamp
-        real._stamp = lambda *args: replace(  # type: ignore[method-assign]
-            stamped(*args), digest=digest_of(b"another")
-        )
-        await owner.protect()
-        back = await world.comes_back(0)
-        assert not await back.recover()
-        assert snapshot_files(back.directory) == []
 
 
 async def test_an_owner_is_not_given_what_is_held_of_another_owner(tmp_path: Path) -> None:
@@ -263,10 +52,8 @@ async def test_an_owner_is_not_given_what_is_held_of_another_owner(tmp_path: Pat
 
 
 async def test_shards_are_given_to_nobody_but_their_owner_and_their_holder(tmp_path: Path) -> None:
-    world = World(tmp_path, 5)
-    async with world as (owner, *others):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
+    async with kept_world(tmp_path, 5) as (world, owner, _):
+        others = others_in(world)
         stamp, run = kept(owner).stamp, world.swarm.spec.run
         outsider = next(p for p in others if p.id not in kept(owner).holders.values())
         first, second = holders(owner, world)[:2]
@@ -284,10 +71,8 @@ async def test_shards_are_given_to_nobody_but_their_owner_and_their_holder(tmp_p
 
 
 async def test_a_holder_that_is_gone_is_replaced_from_memory(tmp_path: Path) -> None:
-    world = World(tmp_path, 5)
-    async with world as (owner, *others):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
+    async with kept_world(tmp_path, 5) as (world, owner, _):
+        others = others_in(world)
         gone = holders(owner, world)[1]
         spare = next(p for p in others if p.id not in kept(owner).holders.values())
         await world.lose(gone)
@@ -301,11 +86,56 @@ async def test_a_holder_that_is_gone_is_replaced_from_memory(tmp_path: Path) -> 
         assert await rounds_held(spare, owner) == [3]
 
 
-async def test_a_holder_that_started_again_fetches_its_shard_anew(tmp_path: Path) -> None:
-    world = World(tmp_path, 4)
+async def test_a_holder_that_is_gone_is_replaced_while_the_run_is_paused_too(
+    tmp_path: Path,
+) -> None:
+    async with kept_world(tmp_path, 5) as (world, owner, _):
+        for peer in others_in(world):
+            peer.presence = replace(peer.presence, state="paused")
+        await world.lose(holders(owner, world)[1])
+        world.swarm.now += AWAY_S + 1
+        await owner.tick()
+        await owner.tick()
+        assert kept(owner).held == {0, 1, 2}
+
+
+async def test_nothing_is_remembered_of_members_that_hold_nothing(tmp_path: Path) -> None:
+    """Those that come and go would be more and more."""
+    async with kept_world(tmp_path, 6) as (world, owner, _):
+        assert owner.protection.owner
+        seen = owner.protection.owner._last_seen
+        assert len(world.swarm.live(owner.id)) == 5
+        assert set(seen) <= set(kept(owner).holders.values())
+        for gone in holders(owner, world)[:2]:
+            await world.lose(gone)
+        for _ in range(3):
+            world.swarm.now += AWAY_S
+            await owner.tick()
+        assert kept(owner).held == {0, 1, 2}
+        seen = owner.protection.owner._last_seen
+        assert set(seen) == set(kept(owner).holders.values())
+
+
+async def test_a_holder_that_goes_right_after_it_was_asked_is_replaced(tmp_path: Path) -> None:
+    """It may never be seen again after the look at which it was chosen."""
+    world = World(tmp_path, 5)
     async with world as (owner, *_):
         owner.save(1, round=3, inner_step=60)
+        assert owner.protection.owner
+        await owner.protection.owner.tick()
+        assert owner.protection.owner.coming
+        gone = owner.protection.owner.coming.holders[1]
+        await world.lose(world.swarm.peers[gone])
+        world.swarm.now += 1
+        await owner.tick()
+        world.swarm.now += AWAY_S + 1
         await owner.protect()
+        assert gone not in kept(owner).holders.values()
+        assert kept(owner).held == {0, 1, 2}
+
+
+async def test_a_holder_that_started_again_fetches_its_shard_anew(tmp_path: Path) -> None:
+    async with kept_world(tmp_path) as (world, owner, _):
         number = int(holders(owner, world)[1].directory.name.removeprefix("node"))
         again = await world.comes_back(number)
         world.swarm.now += RENEW_S
@@ -319,10 +149,7 @@ async def test_a_holder_that_started_again_takes_the_new_snapshot_and_not_the_ol
     tmp_path: Path,
 ) -> None:
     """It has room for one that comes in: asked for both, it would never hold either."""
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
+    async with kept_world(tmp_path) as (world, owner, _):
         number = int(holders(owner, world)[1].directory.name.removeprefix("node"))
         again = await world.comes_back(number)
         owner.save(2, round=4, inner_step=80)
@@ -419,10 +246,8 @@ async def test_memory_is_given_back_and_bounded_by_two_snapshots_of_an_owner(
 
 @pytest.mark.parametrize("wrong", ["layout", "index", "size", "shards", "signer", "run", "owner"])
 async def test_a_request_that_no_honest_owner_makes_is_refused(tmp_path: Path, wrong: str) -> None:
-    world = World(tmp_path, 4)
-    async with world as (owner, holder, *_):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
+    async with kept_world(tmp_path) as (world, owner, _):
+        holder = others_in(world)[0]
         stamp, index, run, signer = kept(owner).stamp, 1, world.swarm.spec.run, owner.signer
         facts = {name: getattr(stamp, name) for name in stamp.__slots__}
         match wrong:
@@ -452,10 +277,7 @@ async def test_a_request_that_no_honest_owner_makes_is_refused(tmp_path: Path, w
 async def test_an_owner_that_is_away_is_forgotten_after_a_day_and_not_before(
     tmp_path: Path,
 ) -> None:
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        owner.save(1, round=3, inner_step=60)
-        await owner.protect()
+    async with kept_world(tmp_path) as (world, owner, _):
         holder = holders(owner, world)[0]
         real = holder.protection.holder
         assert real
@@ -488,20 +310,6 @@ async def test_an_owner_that_is_long_away_makes_room_for_one_that_is_there(tmp_p
                 await other.tick()
             assert (await rounds_held(tight, other) == [3]) is expected
         assert await rounds_held(tight, gone) == []
-
-
-async def test_snapshots_after_a_recovery_are_newer_whatever_the_clock_says(tmp_path: Path) -> None:
-    """The serial is the wall clock's, which here stands still."""
-    world = World(tmp_path, 4)
-    async with world as (owner, *_):
-        for round in (3, 4, 5):
-            owner.save(round, round=round, inner_step=20 * round)
-            await owner.protect()
-        before = kept(owner).stamp.serial
-        back = await world.comes_back(0)
-        assert await back.recover()
-        await back.protect()
-        assert kept(back).stamp.serial == before + 1
 
 
 async def test_a_run_without_protection_holds_and_asks_for_nothing(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from virtual_time import in_virtual_time
+from wire import carried
 
 from node.p2p.links import Kind, Link
 from node.reach import CONNECTED, DIALS_A_MINUTE, NOT_YOURS, TOO_MANY, UNREACHED, Reach
-from node.rpc import CallRefused, Refused
+from node.rpc import CallRefused
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
@@ -23,6 +25,8 @@ from protocol.reach import DialCall, ReachCall, SeenCall
 
 ALICE, BOB, CAROL, DAVE, ERIN = (Signer(bytes([n]) * 32).peer for n in range(1, 6))
 PORT = "/tcp/4001"
+SOON_S = 5.0
+"""Virtual seconds in which whoever has peers finds out."""
 
 
 @dataclass
@@ -96,17 +100,13 @@ class Face:
     def serve(self, method: Any, handler: Callable[[PeerId, Any], Awaitable[Any]]) -> None:
         self.me.handlers[method.name] = handler
 
-    async def call(self, peer: PeerId, method: Any, request: Any, **_: Any) -> Any:
+    async def call(self, peer: PeerId, method: Any, request: Any, **terms: Any) -> Any:
         if peer not in self.me.peers:
             raise PeerUnavailable(peer, "not connected")
         handler = self.net.hosts[peer].handlers.get(method.name)
         if handler is None:
             raise CallRefused(peer, method.name, Refusal("unknown", "not served"))
-        try:
-            return await handler(self.me.peer, request)
-        except Refused as refused:
-            why = Refusal(refused.code, refused.sentence)
-            raise CallRefused(peer, method.name, why) from None
+        return await carried(self.me.peer, peer, method, request, handler, **terms)
 
 
 @asynccontextmanager
@@ -123,41 +123,40 @@ async def running(*faces: Face, **options: Any) -> AsyncIterator[list[Reach]]:
             task.cancel()
 
 
-async def verdict_of(reach: Reach) -> str:
-    """Once it has one; the test's own deadline ends the waiting."""
-    while reach.verdict == "unknown":  # noqa: ASYNC110  it has no event
-        await asyncio.sleep(0.01)
-    return reach.verdict
-
-
 @pytest.mark.parametrize(("is_open", "verdict"), [(True, "public"), (False, "private")])
-async def test_two_strangers_that_dial_make_the_verdict(is_open: bool, verdict: str) -> None:
-    net = Net()
-    alice = net.add(ALICE, "11.22.33.1", open=is_open)
-    others = [net.add(p, f"11.22.33.{n}", open=True) for n, p in enumerate((BOB, CAROL, DAVE), 2)]
-    net.link(ALICE, BOB)
-    net.link(BOB, CAROL)
-    net.link(BOB, DAVE)
-    async with running(alice, *others) as (reach, *_):
-        assert await verdict_of(reach) == verdict
-        assert alice.me.is_public is is_open
-        assert alice.me.peers == {BOB}  # who dialled has hung up again
-        public = f"/ip4/11.22.33.1{PORT}/p2p/{ALICE}"
-        assert (reach.addrs()[0] == public) is is_open
+def test_two_strangers_that_dial_make_the_verdict(is_open: bool, verdict: str) -> None:
+    async def story() -> None:
+        net = Net()
+        alice = net.add(ALICE, "11.22.33.1", open=is_open)
+        peers = enumerate((BOB, CAROL, DAVE), 2)
+        others = [net.add(peer, f"11.22.33.{n}", open=True) for n, peer in peers]
+        net.link(ALICE, BOB)
+        net.link(BOB, CAROL)
+        net.link(BOB, DAVE)
+        async with running(alice, *others) as (reach, *_):
+            await asyncio.sleep(SOON_S)
+            assert (reach.verdict, alice.me.is_public) == (verdict, is_open)
+            assert alice.me.peers == {BOB}  # who dialled has hung up again
+            public = f"/ip4/11.22.33.1{PORT}/p2p/{ALICE}"
+            assert (reach.addrs()[0] == public) is is_open
+
+    in_virtual_time(story())
 
 
-async def test_who_cannot_be_reached_announces_its_relays_first() -> None:
-    net = Net()
-    alice = net.add(ALICE, "11.22.33.1", open=False)
-    relay = net.add(BOB, "11.22.33.2", open=True, relays=True)
-    net.link(ALICE, BOB)
-    async with running(alice, relay) as (reach, _):
-        while not reach.relays:  # noqa: ASYNC110  it has no event
-            await asyncio.sleep(0.01)
-        assert reach.addrs() == (
-            f"/ip4/11.22.33.2{PORT}/p2p/{BOB}/p2p-circuit/p2p/{ALICE}",
-            f"/ip4/192.168.1.2{PORT}/p2p/{ALICE}",
-        )
+def test_who_cannot_be_reached_announces_its_relays_first() -> None:
+    async def story() -> None:
+        net = Net()
+        alice = net.add(ALICE, "11.22.33.1", open=False)
+        relay = net.add(BOB, "11.22.33.2", open=True, relays=True)
+        net.link(ALICE, BOB)
+        async with running(alice, relay) as (reach, _):
+            await asyncio.sleep(SOON_S)
+            assert reach.addrs() == (
+                f"/ip4/11.22.33.2{PORT}/p2p/{BOB}/p2p-circuit/p2p/{ALICE}",
+                f"/ip4/192.168.1.2{PORT}/p2p/{ALICE}",
+            )
+
+    in_virtual_time(story())
 
 
 async def test_a_peer_may_have_only_its_own_address_dialled() -> None:

@@ -158,6 +158,21 @@ def test_a_relay_that_refuses_is_left_alone_longer_each_time() -> None:
         assert reserves(alice.handle(Tick(), now)) == [BOB]
 
 
+def test_relays_that_refused_and_left_are_forgotten_once_they_might_be_asked_again() -> None:
+    """Else a node that lives for weeks among peers that come and go remembers them all."""
+    alice = machine(BOB)
+    for n in range(10, 20):
+        passing = Signer(bytes([n]) * 32).peer
+        alice.handle(Direct((BOB, passing)), 0.0)
+        alice.handle(NotReserved(passing), 0.0)
+    alice.handle(NotReserved(BOB), 0.0)
+    alice.handle(Direct((BOB,)), 1.0)
+    alice.handle(Tick(), AVOID_S - 0.1)
+    assert len(alice._avoided) == 11
+    alice.handle(Tick(), AVOID_S)
+    assert list(alice._avoided) == [BOB]  # how often it refused still counts
+
+
 def test_a_reservation_that_comes_after_its_relay_has_gone_is_none() -> None:
     alice = machine(BOB)
     alice.handle(Direct(()), 1.0)

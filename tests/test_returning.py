@@ -250,6 +250,51 @@ async def run(*command: str) -> None:
     assert await process.wait() == 0, command
 
 
+def corpus_of(node: Child) -> Path:
+    """Where the corpus lies on the disk of a node."""
+    files = [path for path in (node.directory / "blobs").iterdir() if path.is_file()]
+    texts = [path for path in files if path.read_bytes().startswith(b"To be, or")]
+    return max(texts, key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+async def test_who_holds_the_only_copies_mends_their_manifests_and_says_when_one_is_broken(
+    tmp_path: Path,
+) -> None:
+    async with swarm_of(tmp_path, 1, rounds=LONG) as swarm:
+        only = swarm.children[0]
+        await until(swarm, lambda: bool(only.status and only.status["round"] >= 1))
+        await killed(swarm, only)
+        manifests = sorted((only.directory / "blobs").glob("*.manifest"))
+        before = [path.read_bytes() for path in manifests]
+        for path in manifests:
+            flip(path)
+        only = await swarm.start("node1", "up")
+        await until(swarm, lambda: bool(only.status and only.status["rounds_closed"] >= 1))
+        assert [path.read_bytes() for path in manifests] == before
+
+        await killed(swarm, only)
+        corpus = corpus_of(only)
+        flip(corpus)
+        only = await swarm.start("node1", "up")
+        await until(swarm, lambda: bool(only.status and only.status["trouble"]))
+        trouble = said(only)["trouble"] or ""
+        assert trouble.startswith("the corpus: our own copy is broken or was never complete, ")
+        assert "nobody has it" in trouble
+
+        await killed(swarm, only)
+        flip(corpus.with_name(f"{corpus.name}.partial"))
+        only = await swarm.start("node1", "up")
+        await until(swarm, lambda: bool(only.status and only.status["rounds_closed"] >= 1))
+        assert said(only)["trouble"] is None
+
+
 @pytest.mark.skipif(WITHOUT_ROOT, reason="mounting a disk needs root")
 async def test_a_full_disk_and_a_corrupted_blob_stop_nobody_and_are_over_when_they_are_mended(
     tmp_path: Path,
@@ -271,16 +316,12 @@ async def test_a_full_disk_and_a_corrupted_blob_stop_nobody_and_are_over_when_th
         await until(swarm, lambda: said(small)["trouble"] is None)
 
         for donor in (one, other):
-            files = [path for path in (donor.directory / "blobs").iterdir() if path.is_file()]
-            texts = [path for path in files if path.read_bytes().startswith(b"To be, or")]
-            corpus = max(texts, key=lambda path: path.stat().st_size)
-            content = bytearray(corpus.read_bytes())
-            content[len(content) // 2] ^= 1
-            corpus.write_bytes(content)
+            flip(corpus_of(donor))
         await killed(swarm, one)  # what it had checked it may believe; a new process may not
         again = await swarm.start("node1", "up")
         late = await swarm.start("node4", "join", ticket)
         await until(swarm, lambda: bool(late.status and late.status["rounds_closed"] >= 2))
         await until(swarm, lambda: bool(again.status and again.status["rounds_closed"] >= 2))
+        assert "blob broken on disk: " in log_of(again)
         blamed = [line for line in log_of(late).splitlines() if "peer blamed" in line]
     assert blamed == []

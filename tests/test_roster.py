@@ -58,7 +58,7 @@ def offer(name: str, tokens: int = 800) -> Contribution:
 
 def roster(*tokens: int, term: int = 0, leader: PeerId = ALICE) -> Roster:
     line = {peer: offer(peer, n) for peer, n in zip(PEERS, tokens, strict=False)}
-    return roster_of(line, leader=leader, term=term, max_tokens=800)
+    return roster_of(line, leader=leader, term=term, most_claimed=800)
 
 
 def known(roster: Roster) -> KnownRoster:
@@ -141,7 +141,7 @@ def test_a_roster_that_no_honest_leader_signs(
     changes: dict[str, object], fault: str | None
 ) -> None:
     changed = replace(roster(800), **changes)  # type: ignore[arg-type]
-    found = fault_of_roster(changed, rounds=9, fragments=3, max_tokens=800, own=offer("mine"))
+    found = fault_of_roster(changed, rounds=9, fragments=3, most_claimed=800, own=offer("mine"))
     assert (found and found[: len(fault or "")]) == fault
 
 

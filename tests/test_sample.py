@@ -18,7 +18,6 @@ from node.sample import (
     MAX_PROMPT_BYTES,
     Options,
     _byte_of_char,
-    harmless,
     read_prompt,
     sample_model,
     text_of,
@@ -89,13 +88,6 @@ def test_every_byte_has_one_character_in_the_spelling_of_tokens() -> None:
     byte_of = _byte_of_char()
     assert set(byte_of) == set(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(byte_of.values()) == list(range(256))
-
-
-def test_control_characters_do_not_reach_a_terminal() -> None:
-    """Colours, cursor, title, and text that runs backwards."""
-    assert harmless("a\tb\n\x1b[31m\x07\x9b\u202e\r\u00e9") == (
-        f"a\tb\n{UNKNOWN}[31m{UNKNOWN}{UNKNOWN}{UNKNOWN}{UNKNOWN}\u00e9"
-    )
 
 
 def test_a_prompt_is_read_from_standard_input_if_it_is_a_dash() -> None:

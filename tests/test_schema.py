@@ -41,7 +41,6 @@ members = st.builds(
     name=st.none() | st.text("abcé", min_size=1, max_size=20),
     since=rounds,
     status=st.sampled_from(["joined", "finished", "left"]),
-    capabilities=st.sets(st.sampled_from("abcd")).map(lambda some: tuple(sorted(some))),
 )
 progresses = st.builds(
     Progress,
@@ -123,7 +122,6 @@ LARGEST = Content(
         name="n" * 64,
         since=Round(10**7),
         status="finished",
-        capabilities=tuple(f"{n:02}" + "c" * 30 for n in range(16)),
     ),
     progress=Progress(round=Round(10**7), tokens=1 << 48, loss=1.5, weights=digest()),
     totals=Totals(
@@ -164,7 +162,7 @@ LARGEST = Content(
 
 def test_the_largest_content_fits_a_snapshot_and_every_value_its_limit() -> None:
     values = keyed(LARGEST)
-    assert max(map(len, values.values())) == 628
+    assert max(map(len, values.values())) == 596
     assert len(update_of(values)) < MAX_SNAPSHOT_BYTES // 2
     assert view([update_of(values)]) == LARGEST
 
@@ -258,7 +256,6 @@ def test_refuses(values: dict[str, bytes], reason: str) -> None:
     ("make", "reason"),
     [
         (lambda: Member(since=Round(0), status="gone"), "member.status is 'gone'"),
-        (lambda: Member(since=Round(0), capabilities=("b", "a")), "not sorted"),
         (lambda: replace(LARGEST.progress, loss=float("nan")), "progress.loss is nan"),  # type: ignore[type-var]
         (lambda: replace(LARGEST.closed[0], theirs=None), "closed.theirs has NoneType bytes"),
         (lambda: replace(LARGEST.closed[0], partner=None, theirs=None), "without a partner"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from samples import CREATOR, OTHER, SIGNED_STAMP, spec
+from wire import carried
 
 from node.blobstore import Held
 from node.donors import ask_checkpoint
@@ -99,7 +100,7 @@ class Node:
     async def _echo(self, peer: PeerId, call: Any) -> Any:
         return call
 
-    async def _checkpoint(self) -> Checkpoint | None:
+    async def _checkpoint(self, at_base: bool) -> Checkpoint | None:
         return self.offer
 
     async def call(
@@ -267,11 +268,11 @@ async def test_a_round_message_that_the_caller_did_not_sign_is_malformed() -> No
 
 async def test_a_checkpoint_is_offered_under_the_members_signature() -> None:
     node = Node()
-    assert await ask_checkpoint(Asking(node, ALICE), ME.peer, node.run) == OFFER
-    with pytest.raises(RemoteProtocolError, match="a bad checkpoint"):
-        await ask_checkpoint(Asking(node, ALICE), BOB.peer, node.run)
-    node.offer = None
     call = rpc.CheckpointCall(node.run)
+    assert await ask_checkpoint(Asking(node, ALICE), ME.peer, call) == OFFER
+    with pytest.raises(RemoteProtocolError, match="a bad checkpoint"):
+        await ask_checkpoint(Asking(node, ALICE), BOB.peer, call)
+    node.offer = None
     assert await refusal(node, ALICE, rpc.CHECKPOINT, call) == "not-here"
 
 
@@ -291,7 +292,12 @@ class Asking:
         deadline_s: float | None = None,
         into: memoryview | None = None,
     ) -> rpc.A:
-        return await self._node.call(self._caller.peer, method, request)
+        async def answered(caller: PeerId, call: rpc.Q) -> rpc.A:
+            return await self._node.call(caller, method, call)
+
+        return await carried(
+            *(self._caller.peer, peer, method, request, answered), deadline_s=deadline_s, into=into
+        )
 
 
 async def test_a_member_says_what_its_weights_look_like_and_were() -> None:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from node import api, bridge, local_swarm, node, worker_life
+from node import (
+    api,
+    bridge,
+    local_swarm,
+    member,
+    node,
+    peer_cache,
+    presence,
+    record_files,
+    worker_life,
+)
 from node.signals import on_stop, run_until_stop
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -56,4 +66,6 @@ def test_the_first_signal_ends_work_in_good_order_and_a_second_does_not_cut_that
 
 def test_the_deadlines_of_an_end_add_up_to_less_than_three_seconds() -> None:
     assert node.LEAVE_S + worker_life.TERM_S + api.SHUTDOWN_S + bridge.STOP_S < 3.0
+    assert max(member.GOODBYE_S, presence.LEAVE_S) < node.LEAVE_S
+    assert max(peer_cache.CLOSE_S, record_files.CLOSE_S) < worker_life.TERM_S  # at the same time
     assert local_swarm.END_DEADLINE_S + local_swarm.FAREWELL_S < 3.0

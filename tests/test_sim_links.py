@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_sim import Script, digest, name
+from small_sim import Script, carry_out, digest, name
 
 from node.sim import World
 from node.sim_line import Line, Link
@@ -38,7 +38,7 @@ def swarm(*lines: Line, conditions: Conditions = QUICK) -> tuple[World, list[Scr
 
 def fetch(world: World, at: float, to: int, source: int, *, size_bytes: int = 10 * MB) -> None:
     effect = Fetch(digest(f"of {source}"), size_bytes, name(source))
-    world.clock.at(at, world.carry_out, name(to), effect)
+    world.clock.at(at, carry_out, world, name(to), effect)
 
 
 def ends(script: Script) -> list[tuple[float, Event]]:
@@ -73,7 +73,7 @@ def test_a_fetch_that_is_given_up_frees_the_line() -> None:
     world, scripts = swarm(line(2, 1), line(1, 9), line(1, 9))
     fetch(world, 0.0, 1, 0)
     fetch(world, 0.0, 2, 0)
-    world.clock.at(2.0, world.carry_out, name(1), Release(digest("of 0")))
+    world.clock.at(2.0, carry_out, world, name(1), Release(digest("of 0")))
     world.run_until(60.0)
     assert (ends(scripts[1]), ends(scripts[2])) == ([], [(6.0, Fetched(digest("of 0")))])
 
@@ -119,7 +119,7 @@ def test_a_source_that_is_gone_is_noticed_after_a_while(how: str) -> None:
 
 def test_what_the_source_does_not_hold_is_refused_at_once() -> None:
     world, scripts = swarm(line(1, 1), line(1, 1))
-    world.clock.at(0.0, world.carry_out, name(1), Fetch(PAYLOAD, MB, name(0)))
+    world.clock.at(0.0, carry_out, world, name(1), Fetch(PAYLOAD, MB, name(0)))
     world.run_until(60.0)
     assert ends(scripts[1]) == [(0.0, FetchFailed(PAYLOAD, "its source does not hold it"))]
 
@@ -127,7 +127,7 @@ def test_what_the_source_does_not_hold_is_refused_at_once() -> None:
 def test_what_is_released_while_it_is_sent_arrives_all_the_same() -> None:
     world, scripts = swarm(line(1, 1), line(1, 1))
     fetch(world, 0.0, 1, 0)
-    world.clock.at(4.0, world.carry_out, name(0), Release(digest("of 0")))
+    world.clock.at(4.0, carry_out, world, name(0), Release(digest("of 0")))
     world.run_until(60.0)
     assert ends(scripts[1]) == [(10.0, Fetched(digest("of 0")))]
     assert world.peers[name(1)].worker.held[digest("of 0")] == "of 0"
@@ -160,7 +160,7 @@ def test_messages_are_counted_at_both_ends_and_those_lost_at_one() -> None:
     message = Send(name(1), Abort(PAYLOAD))
     for loss, down in ((0.0, 1), (1.0, 0)):
         world, scripts = swarm(line(1, 1), line(1, 1), conditions=Conditions(loss=loss, told=1.0))
-        world.carry_out(name(0), message)
+        carry_out(world, name(0), message)
         world.run_until(60.0)
         sent = world.peers[name(0)].up.bytes
         assert 200 < sent < 300
@@ -172,7 +172,7 @@ def test_messages_are_counted_at_both_ends_and_those_lost_at_one() -> None:
 def test_scalars_are_messages_and_count_as_payload() -> None:
     world, _ = swarm(line(1, 1), line(1, 1))
     for message in (Frames((SignedFrame(b"body", b"s" * 64),), False), Abort(PAYLOAD)):
-        world.carry_out(name(0), Send(name(1), message))
+        carry_out(world, name(0), Send(name(1), message))
     world.run_until(60.0)
     stats = [world.peers[name(n)].stats for n in (0, 1)]
     assert [(s.messages, s.payload_bytes) for s in stats] == [(2, 0), (0, 4 + 69 + 180)]

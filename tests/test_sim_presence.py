@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from small_sim import Script, digest, name
+from small_sim import Script, carry_out, digest, name
 
 from node.sim import World
 from node.sim_line import Line
@@ -64,7 +64,7 @@ def test_who_says_that_it_goes_is_missed_soon_and_who_vanishes_when_it_expires()
 def test_who_has_finished_trains_no_more_and_is_not_seen() -> None:
     world, _ = swarm(2)
     world.run_until(20.0)
-    world.carry_out(name(1), Finished(Round(3)))
+    carry_out(world, name(1), Finished(Round(3)))
     assert seen(world, 0, 22.0) == set()
 
 
@@ -149,8 +149,8 @@ def test_a_decision_is_shown_to_who_waits_for_it_even_if_its_receipt_is_lost() -
     world, scripts = swarm(3)
     world.conditions = Conditions(presence_s=(1.0, 1.0), loss=1.0)
     world.run_until(5.0)
-    world.carry_out(name(1), Send(name(0), Have(exchange())))
-    world.carry_out(name(0), DECIDED)
+    carry_out(world, name(1), Send(name(0), Have(exchange())))
+    carry_out(world, name(0), DECIDED)
     world.run_until(20.0)
     shown = DecisionsSeen(name(0), DECIDED.decisions)
     assert scripts[1].heard(DecisionsSeen) == [(6.0, shown)]
@@ -160,10 +160,10 @@ def test_a_decision_is_shown_to_who_waits_for_it_even_if_its_receipt_is_lost() -
 def test_a_decision_waits_for_a_heal() -> None:
     world, scripts = swarm(2)
     world.run_until(5.0)
-    world.carry_out(name(0), DECIDED)
+    carry_out(world, name(0), DECIDED)
     world.cut({name(1): 1})
     accept = Accept(PROPOSED, Round(0), digest("accepted"), 10, 1)
-    world.carry_out(name(1), Send(name(0), accept))
+    carry_out(world, name(1), Send(name(0), accept))
     world.run_until(40.0)
     assert scripts[1].heard(DecisionsSeen) == []
     world.heal()
@@ -174,8 +174,8 @@ def test_a_decision_waits_for_a_heal() -> None:
 def test_a_decision_made_before_is_shown_to_who_asks_late() -> None:
     world, scripts = swarm(2)
     world.run_until(5.0)
-    world.carry_out(name(0), DECIDED)
+    carry_out(world, name(0), DECIDED)
     accept = Accept(PROPOSED, Round(0), digest("accepted"), 10, 1)
-    world.carry_out(name(1), Send(name(0), accept))
+    carry_out(world, name(1), Send(name(0), accept))
     world.run_until(40.0)
     assert [at for at, _ in scripts[1].heard(DecisionsSeen)] == [6.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from small_sim import Script, digest, name
+from small_sim import Script, carry_out, digest, name
 
 from node.sim import World
 from node.sim_clock import Clock
@@ -60,11 +60,11 @@ def on(kind: type, *effects: Effect) -> Callable[[Event], list[Effect]]:
 def ask(world: World, at: float, n: int, *effects: Effect) -> None:
     """The trainer of peer `n` asks for this, whatever it is told."""
 
-    def carry_out() -> None:
+    def carry_all_out() -> None:
         for effect in effects:
-            world.carry_out(name(n), effect)
+            carry_out(world, name(n), effect)
 
-    world.clock.at(at, carry_out)
+    world.clock.at(at, carry_all_out)
 
 
 def test_inner_steps_take_their_time_and_count_since_the_last_snapshot() -> None:
@@ -92,7 +92,7 @@ def test_an_outer_step_may_come_while_inner_steps_run() -> None:
     def apply() -> None:
         (mine,) = here.peers[name(0)].worker.held
         share = Share(mine, Round(0), 1.0)
-        here.carry_out(name(0), ApplyOuter(Round(1), 0, mine, (share,)))
+        carry_out(here, name(0), ApplyOuter(Round(1), 0, mine, (share,)))
 
     here.clock.at(15.2, apply)
     here.run_until(40.0)
@@ -116,7 +116,7 @@ def test_two_snapshots_may_be_open_and_the_older_one_is_applied_later() -> None:
 
     def apply() -> None:
         older, newer = here.peers[name(0)].worker.held
-        here.carry_out(name(0), ApplyOuter(Round(1), 0, older, ()))
+        carry_out(here, name(0), ApplyOuter(Round(1), 0, older, ()))
         assert newer in here.peers[name(0)].worker.held
 
     here.clock.at(5.0, apply)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import mounted
 from safetensors.torch import save, save_file
 
 from node import snapshots
+from node.files import MAX_SET_ASIDE
 from node.snapshots import (
-    MAX_SET_ASIDE,
     METADATA_KEY,
     SPARE_BYTES,
     UNFINISHED,
     NoSnapshot,
-    complete_snapshots,
     remove_unfinished,
     sealed,
     snapshot_files,
@@ -160,7 +160,7 @@ def test_an_older_file_of_another_run_is_kept_too_and_never_taken_for_ours(tmp_p
     saved(tmp_path, 2)
     assert is_whole(tmp_path, 2)
     assert (tmp_path / f"{theirs.name}.unusable-1").read_bytes() == before
-    assert [found.round for found in complete_snapshots(tmp_path, RUN)] == [2]
+    assert [path.name[9:17] for path in snapshot_files(tmp_path)] == ["00000002"]
 
 
 def test_with_nothing_usable_every_file_is_named_and_none_is_lost(tmp_path: Path) -> None:
@@ -193,26 +193,10 @@ def test_what_is_named_as_newer_costs_no_new_snapshot_its_place(tmp_path: Path) 
     assert [int(path.name[9:17]) for path in snapshot_files(tmp_path)] == [9, 8, 7, 6, 5, 4]
 
 
-# --- what is complete ---------------------------------------------------------------------------
+# --- what is being written ----------------------------------------------------------------------
 
 
-def test_complete_snapshots_are_listed_with_what_they_hold_and_without_torch(
-    tmp_path: Path,
-) -> None:
-    paths = saved(tmp_path, 1, 2, 3)
-    paths[1].write_bytes(paths[1].read_bytes()[:-1])
-    (tmp_path / f"{UNFINISHED}4711").mkdir()
-    (tmp_path / f"{UNFINISHED}4711" / "snapshot-00000009-0000000000090.safetensors").write_bytes(
-        b""
-    )
-    found = complete_snapshots(tmp_path, RUN)
-    assert [(one.path, one.round, one.inner_step) for one in found] == [
-        (paths[2], 3, 30),
-        (paths[0], 1, 10),
-    ]
-    assert found[0].weights == state(3)[0].digest()
-    assert found[0].size_bytes == paths[2].stat().st_size
-    assert complete_snapshots(tmp_path, OTHER_RUN) == []
+def test_snapshots_are_looked_at_without_torch() -> None:
     told = "import sys, node.snapshots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
 
@@ -262,18 +246,8 @@ def test_without_room_nothing_is_written_and_the_sentence_says_how_much_is_missi
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Has 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
-    try:
+    with mounted(tmp_path, 1) as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_disk_that_fills_while_a_file_is_written_keeps_the_older_ones(

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.snapshots import UNFINISHED, complete_snapshots, remove_unfinished
+from node.snapshots import UNFINISHED, remove_unfinished, snapshot_files, snapshot_place
 from node.worker_files import load_newest, save_snapshot
 from node.worker_saver import Saver
 from protocol.ids import Round, RunId
@@ -59,8 +59,8 @@ def save_for_ever(directory: Path) -> None:
         written.put(step)
 
     remove_unfinished(directory)
-    found = complete_snapshots(directory, RUN)
-    step = found[0].inner_step if found else 0
+    places = [snapshot_place(path) for path in snapshot_files(directory)]
+    step = places[0].inner_step if places and places[0] else 0
     saver: Saver[int] = Saver(write)
     while True:
         step += 1

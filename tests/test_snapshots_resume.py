@@ -71,7 +71,8 @@ class Script:
             self._hear()
 
     def stop(self) -> None:
-        wire.send(self._link, wire.ToWorker(wire.NO_ID, wire.Stop()))
+        """No more commands; what the worker says is still heard."""
+        self._link.shutdown(socket.SHUT_WR)
 
     def _hear(self) -> wire.Event:
         received = wire.receive(self._link, wire.FromWorker)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from samples import CREATOR, OTHER, REF, spec
 
 from protocol.algorithms import (
+    INNER_STEPS,
     TRAINERS,
     DilocoConfig,
     LocalConfig,
@@ -131,7 +133,10 @@ def test_what_a_round_of_fragments_is() -> None:
     assert found.num_fragments == 4
     assert [found.round_steps(Round(r)) for r in range(8)] == [2, 3, 2, 3] * 2
     assert sum(found.fragment_counts()) == num_parameters(LAYERS)
-    assert found.max_tokens == 3 * found.inner.batch * LAYERS.context
+    step_tokens = found.inner.batch * LAYERS.context
+    assert (found.max_tokens, found.most_claimed) == (3 * step_tokens, 12 * step_tokens)
+    longer = replace(found, changeable=(INNER_STEPS,))
+    assert (longer.max_tokens, longer.most_claimed) == (3 * step_tokens, 100_000 * step_tokens)
     sizes = [payload_bytes("e3m0", count) for count in found.fragment_counts()]
     assert payload_sizes(found) == tuple(sizes)
 

@@ -577,6 +577,20 @@ def test_a_joiner_takes_the_word_of_a_base_that_its_sum_has_more_than() -> None:
     assert (alice.bases.index, alice.bases.authors) == (1, 2)
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_joiner_that_began_at_a_base_checks_it_with_what_came_since(is_right: bool) -> None:
+    alice = machine(0, CONFIG, rounds=40)
+    alice.handle(MembersChanged((BOB,)), 0.0)
+    horizon = {name(BOB): 90, name(CAROL): 20}
+    alice.handle(Resumed(Round(0), WEIGHTS, packed(horizon)), 0.0)
+    since = frame(BOB, 90)
+    tell(alice, BOB, frames(since))
+    base = signed_base(BOB, horizon, authors=2, sum=b"the sum")
+    assert of(NameSum, tell(alice, BOB, base)) == [NameSum((since,))]
+    alice.handle(SumNamed(digest_of(b"the sum" if is_right else b"another")), 1.0)
+    assert alice.bases.index == is_right
+
+
 def after_two_bases() -> Spsa:
     """Alice, alone: the frames of the first base are dropped."""
     alice, _ = due()

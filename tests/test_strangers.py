@@ -37,10 +37,28 @@ async def stranger(bridge: Bridge) -> tuple[asyncio.StreamReader, asyncio.Stream
     return await asyncio.open_connection("127.0.0.1", port, local_addr=(ELSEWHERE, 0))
 
 
+class Watching(logging.Handler):
+    """Sets an event when something is logged, in whatever thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self.news = asyncio.Event()
+
+    def emit(self, _: logging.LogRecord) -> None:
+        self._loop.call_soon_threadsafe(self.news.set)
+
+
 async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
     """Wait until the log has it; the test's own deadline ends that."""
-    while text not in caplog.text:  # noqa: ASYNC110  a log has no event
-        await asyncio.sleep(0.01)
+    watching = Watching()
+    logging.getLogger().addHandler(watching)  # after caplog's: what is news is in its text
+    try:
+        while text not in caplog.text:
+            await watching.news.wait()
+            watching.news.clear()
+    finally:
+        logging.getLogger().removeHandler(watching)
 
 
 async def test_garbage_is_cut_off_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -86,6 +86,7 @@ def join(
         rounds=rounds,
         fragments=fragments,
         max_tokens=config.inner_steps,
+        most_claimed=config.inner_steps,
     )
     world.add(name(n), trainer, learner, Speed(step_s=step_s), donor=donor)
     return learner
@@ -226,7 +227,7 @@ class Liar(ToyLearner):
 
 def test_a_liar_is_blamed_by_whoever_meets_it_and_stops_nobody() -> None:
     world = swarm(12, 5, Conditions())
-    liar = Noloco(name(99), CONFIG, run=RUN, rounds=20, fragments=1, max_tokens=20)
+    liar = Noloco(name(99), CONFIG, run=RUN, rounds=20, fragments=1, max_tokens=20, most_claimed=20)
     world.add(name(99), liar, Liar(name(99), np.zeros(4), CONFIG), Speed(step_s=FASTEST_S))
     world.run_until(2000.0)
     assert {blamed for _, blamed, _ in world.blamed} == {name(99)}

@@ -74,6 +74,7 @@ def join(
         rounds=rounds,
         fragments=fragments,
         max_tokens=20,
+        most_claimed=20,
     )
     toy = learner(NAMES[n], target, config, fragments=fragments)
     world.add(NAMES[n], trainer, toy, Speed(step_s=step_s), donor=donor)

@@ -10,12 +10,13 @@ from typing import cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_network import in_virtual_time
+from virtual_time import in_virtual_time
 
 from crdt.schema import Content, Totals
 from node import worker_wire as wire
-from node.journal import Journal, Worker
+from node.journal import Journal
 from node.learner import InnerResult, Learner
+from node.noted_learner import NotedLearner
 from node.tally import MAX_DUES, Due, Tally, counted
 from node.telemetry import Waits
 from protocol.errors import PayloadRefused, WorkerLost
@@ -80,7 +81,7 @@ class Node:
         self.journal = Journal(
             ME, Waits(lambda: 0.0), self._write, lambda: None, Tally(disk.folder / "tally")
         )
-        self.worker = Worker(cast(Learner, self.learner), self.journal, self._go_over_to)
+        self.worker = NotedLearner(cast(Learner, self.learner), self.journal, self._go_over_to)
         self.journal.weights = WEIGHTS
         self.journal.goes_on(Round(disk.round))
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
-from node.telemetry import Rounds, Waiting, Waits, set_up_logs
+from node.telemetry import Rounds, Waiting, Waits, harmless, set_up_logs
 from protocol.ids import Digest, PeerId, Round, peer_id
 from protocol.messages import Exchange
 from trainers.effects import Closed
 
 ALICE, BOB = peer_id(bytes(32)), peer_id(bytes([1]) * 32)
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """Puts the root logger back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def logged(*, as_json: bool) -> io.StringIO:
@@ -83,6 +73,19 @@ def test_a_wait_prints_one_machine_readable_line() -> None:
     Waits(lambda: 100.0).begin("trainer", 'the "payload"', ALICE, 2.5)
     line = stream.getvalue().split("telemetry: ", 1)[1]
     assert line == (f'waiting: what="the \\"payload\\"" from={ALICE[-8:]} until_unix_s=102.500\n')
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    """Colours, cursor, title, and text that runs backwards."""
+    assert harmless("a\tb\n\x1b[31m\x07\x9b\u202e\r\u00e9", but="\n\t") == (
+        f"a\tb\n{REPLACED}[31m{REPLACED}{REPLACED}{REPLACED}{REPLACED}\u00e9"
+    )
+
+
+def test_a_log_line_of_a_strangers_words_is_one_line() -> None:
+    stream = logged(as_json=False)
+    logging.getLogger("node.x").info("a member: name=%s", "x\x1b[31m\nforged")
+    assert stream.getvalue().splitlines()[0].endswith(f"name=x{REPLACED}[31m{REPLACED}forged")
 
 
 def test_the_current_wait_is_the_newest_that_is_not_over() -> None:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from memory_network import in_virtual_time
 from samples import CREATOR, EXCHANGE, OTHER, ROSTER
 from training_parts import MINE, R0, R1, Node, ready
+from virtual_time import in_virtual_time
 
 from crdt.schema import ClosedRound
 from node import worker_wire as wire
-from node.journal import Worker
 from node.learner import Learner
+from node.noted_learner import NotedLearner
+from node.training import QUIET_S
 from node.worker_wire_save import Saved
 from protocol.ids import PeerId, Round, digest_of
-from trainers.effects import Agreed, ApplyOuter, Closed, Share, Wait
+from trainers.effects import Agreed, ApplyOuter, Closed, Finished, Share, Wait
 from trainers.events import Resumed
 
 
@@ -33,6 +34,52 @@ def test_only_round_0_waits_for_members(tmp_path: Path, round: int) -> None:
             assert node.journal.state == ("training" if round else "starting")
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
+
+    in_virtual_time(run())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_at_the_end_a_node_saves_then_is_finished_then_measures(tmp_path: Path, lost: bool) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(3)
+        node.learner.lost = lost
+        seen: list[tuple[str, str]] = []
+        node.learner.told = lambda what: seen.append((what, node.journal.state))
+        node.journal.finished(Finished(Round(3)))
+        assert node.journal.ended.is_set()
+        end = asyncio.create_task(node.training._finish())
+        await asyncio.sleep(1000.0)
+        assert seen == [("save", "training"), ("evaluate", "finished")]
+        assert node.training.val_end == 1.7
+        end.cancel()
+
+    in_virtual_time(run())
+
+
+def test_the_last_validation_is_measured_again_once_scalars_of_others_come_no_more(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(3)
+        clock = asyncio.get_running_loop().time
+        began, measured = clock(), []
+        node.learner.told = lambda what: measured.append((what, clock() - began))
+        end = asyncio.create_task(node.training._finish())
+        for saved_at in (1.0, 6.0, 11.0, 16.0, 40.0):
+            await asyncio.sleep(began + saved_at - clock())
+            node.learner.round = Round(node.learner.round + 1)
+            node.training._on_saved(Saved(node.learner.round, 1))
+        await asyncio.sleep(1000.0)
+        assert measured == [
+            ("save", 0.0),
+            ("evaluate", 0.0),
+            ("evaluate", 16.0 + QUIET_S),
+            ("evaluate", 40.0 + QUIET_S),
+        ]
+        assert node.training.val_end == 2.0 - 8 / 10
+        end.cancel()
 
     in_virtual_time(run())
 
@@ -138,13 +185,13 @@ def test_the_record_names_the_leader_its_roster_and_our_part_in_it(
     in_virtual_time(run())
 
 
-def driven(node: Node) -> Worker:
+def driven(node: Node) -> NotedLearner:
     """The made-up learner as the driver sees it."""
 
     async def go_over_to(source: PeerId) -> wire.Ready:
         return ready(Round(7))
 
-    return Worker(cast(Learner, node.learner), node.journal, go_over_to)
+    return NotedLearner(cast(Learner, node.learner), node.journal, go_over_to)
 
 
 def outer_of(shares: int) -> ApplyOuter:

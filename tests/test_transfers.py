@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgpack
 import pytest
-from blob_world import ALICE, BOB, CAROL, Donor, node, ref_of
+from blob_world import ALICE, BOB, CAROL, RUN, Donor, Node, Operator, node, ref_of
 
+from node import materials
 from node.blobstore import NoSpace
-from node.transfers import NotFetched
+from node.donor_search import DonorSearch
+from node.materials import Report, fetch_blob
+from node.ports import Rpc
+from node.rpc import CallRefused
+from node.telemetry import Waits
+from node.transfers import FETCH_S, NotFetched
 from protocol import rpc
 from protocol.errors import Malformed
+from protocol.frame import Refusal
 from protocol.ids import PeerId, digest_of
 from protocol.manifest import manifest_of
 from protocol.rpc import KIB, MIB
 from protocol.spec import BlobRef
+from protocol.transfer_steps import Event
 
 DATA = random.Random(7).randbytes(5 * MIB + 1000)
 REF = ref_of(DATA)
@@ -38,15 +48,15 @@ async def test_several_donors_give_a_blob_together_and_each_byte_comes_once(
     donors = {ALICE: Donor(DATA), BOB: Donor(DATA)}
     here, progress = await node(tmp_path, donors), []
     path = await here.transfers.fetch(
-        REF, lambda: list(donors), progress=lambda held, size: progress.append((held, size))
+        REF, lambda: list(donors), progress=lambda *told: progress.append(told)
     )
     assert path.read_bytes() == DATA
     assert all(donor.asked for donor in donors.values())
     offsets = [offset for donor in donors.values() for offset in donor.asked]
     assert len(set(offsets)) == CHUNKS * 4 - 3
     assert (progress[0], progress[-1], len(progress)) == (
-        (0, len(DATA)),
-        (len(DATA), len(DATA)),
+        (0, len(DATA), 0),
+        (len(DATA), len(DATA), 2),
         CHUNKS + 1,
     )
     assert await here.store.read(REF.digest, len(DATA) - 5, 5) == DATA[-5:]
@@ -232,3 +242,138 @@ async def test_two_fetches_of_one_blob_fetch_it_once(tmp_path: Path) -> None:
     for is_here in (True, False):
         await here.store.release(REF.digest)
         assert (await here.store.path(REF.digest) is not None) is is_here
+
+
+async def test_a_fetch_that_ends_lets_one_of_those_that_wait_go_on_and_no_more(
+    tmp_path: Path,
+) -> None:
+    """Who comes while the turn is passed on waits, too."""
+    donors = {ALICE: Donor(DATA, is_frozen=True)}
+    here = await node(tmp_path, donors)
+    first, second = [
+        asyncio.create_task(here.transfers.fetch(REF, lambda: list(donors))) for _ in range(2)
+    ]
+    await here.transfers.caller.called.wait()  # type: ignore[attr-defined]
+    donors[ALICE].is_frozen = False
+    first.cancel()
+    third: list[asyncio.Task[Path]] = []
+    first.add_done_callback(
+        lambda _: third.append(asyncio.create_task(here.transfers.fetch(REF, lambda: list(donors))))
+    )
+    await asyncio.wait([first, second])
+    assert await third[0] == second.result()
+    assert len(donors[ALICE].asked) == len(set(donors[ALICE].asked)) == CHUNKS * 4 - 3
+    assert not here.transfers._turns
+
+
+@pytest.mark.parametrize("code", ["busy", "late", "failed"])
+async def test_a_donor_that_cannot_answer_now_stays_one(tmp_path: Path, code: str) -> None:
+    told: list[Event] = []
+
+    class Busy:
+        async def call(self, peer: PeerId, method: object, *_: object, **__: object) -> object:
+            raise CallRefused(peer, "blob-info/1", Refusal(code, "not now"))
+
+    search = DonorSearch(
+        REF,
+        run=RUN,
+        caller=cast(Rpc, Busy()),
+        peers=list,
+        holders=None,
+        is_relayed=lambda peer: False,
+        is_banned=lambda peer: False,
+        blame=lambda peer, reason: pytest.fail(reason),
+        tell=told.append,
+        rng=random.Random(1),
+    )
+    await search.poll(ALICE)
+    assert told == []
+
+
+# --- what a person sees of it ------------------------------------------------------------------
+
+
+def corpus(
+    here: Node, donors: dict[PeerId, Donor], waits: Waits, seen: Operator
+) -> asyncio.Task[Path]:
+    """Fetched until it is here."""
+    return asyncio.create_task(
+        fetch_blob(
+            "the corpus",
+            REF,
+            transfers=here.transfers,
+            peers=lambda: list(donors),
+            waits=waits,
+            journal=seen,
+        )
+    )
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """The test's own time limit ends it."""
+    while not is_so():  # noqa: ASYNC110  fetches go on meanwhile
+        await asyncio.sleep(0)
+
+
+def test_a_report_says_how_much_is_here_how_fast_and_from_how_many() -> None:
+    report = Report("the corpus", Waits(lambda: 0.0))
+    texts = [report.text(0.0)]
+    report.told(100 * MIB, 256 * MIB, 0)
+    texts.append(report.text(10.0))
+    for at in range(20, 101, 10):
+        report.told((100 + 2 * at) * MIB, 300 * MIB, 4)
+        texts.append(report.text(float(at)))
+    assert texts[:3] == [
+        "the corpus",
+        "the corpus, 100.0 of 256.0 MiB are here, 0.00 MiB/s from 0 donors",
+        "the corpus, 140.0 of 300.0 MiB are here, 2.00 MiB/s from 4 donors",
+    ]
+    texts += [report.text(110.0 + n) for n in range(7)]  # nothing comes any more
+    assert texts[-1] == "the corpus, 300.0 of 300.0 MiB are here, 0.00 MiB/s from 4 donors"
+
+
+async def test_a_fetch_under_way_shows_in_the_wait_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materials, "REPORT_S", 0.0)
+    donors = {
+        ALICE: Donor(DATA, held=frozenset({0, 2})),
+        BOB: Donor(DATA, held=frozenset({1})),
+    }
+    here, waits, seen = await node(tmp_path, donors), Waits(lambda: 1000.0), Operator()
+    fetching = corpus(here, donors, waits, seen)
+    await until(lambda: waits.current is not None and " 3.0 of 5.0" in waits.current.what)
+    assert waits.current is not None
+    before, _, after = waits.current.what.partition(" are here, ")
+    assert before == "the corpus, 3.0 of 5.0 MiB"
+    assert after.endswith(" MiB/s from 2 donors")
+    assert 1000.0 < waits.current.until_unix_s <= 1000.0 + FETCH_S
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    assert [waits.current, seen.trouble] == [None, None]
+
+
+async def test_who_holds_the_only_copy_and_finds_it_broken_is_told_so_until_somebody_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materials, "AGAIN_S", 0.0)
+    await (await node(tmp_path, {})).store.put(DATA)
+    spoilt = bytearray(DATA)
+    spoilt[2 * MIB] ^= 1
+    (tmp_path / REF.digest.hex()).write_bytes(spoilt)
+    donors = dict[PeerId, Donor]()
+    for _ in range(2):  # the second time it was known to be broken
+        here, waits, seen = await node(tmp_path, donors), Waits(lambda: 0.0), Operator()
+        fetching = corpus(here, donors, waits, seen)
+        await until(lambda: seen.trouble is not None)  # noqa: B023  awaited at once
+        assert seen.trouble is not None
+        assert seen.trouble.startswith(
+            "the corpus: our own copy is broken or was never complete, 5 of 6 chunks are right in "
+        )
+        assert "nobody has it; there was no other peer to ask; start a member" in seen.trouble
+        fetching.cancel()
+        await asyncio.wait([fetching])
+    donors[ALICE] = Donor(DATA)
+    here, waits, seen = await node(tmp_path, donors), Waits(lambda: 0.0), Operator("old")
+    assert (await corpus(here, donors, waits, seen)).read_bytes() == DATA
+    assert (seen.trouble, {offset // MIB for offset in donors[ALICE].asked}) == (None, {2})

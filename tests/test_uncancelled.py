@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from memory_network import in_virtual_time
+from virtual_time import in_virtual_time
 
 from node.uncancelled import is_done_within
 

@@ -12,7 +12,7 @@ import pytest
 from fake_igd import LOOPBACK, FakeRouter, search_socket
 
 from node import upnp
-from node.upnp import LEASE_S, NoRouter, PortMapping, in_thread, is_outer
+from node.upnp import LEASE_S, NoRouter, PortMapping, is_outer
 
 DEADLINE_S = 15.0
 """Of what takes two seconds: the search waits for all routers."""
@@ -139,7 +139,7 @@ async def test_without_a_router_there_is_one_line(
 async def test_a_thread_that_does_not_come_back_is_left_behind() -> None:
     over = threading.Event()
     with pytest.raises(NoRouter, match=r"no answer within 0\.01 s"):
-        await in_thread(over.wait, 0.01)
+        await upnp._asked(over.wait, 0.01)
     over.set()
 
 

@@ -37,6 +37,22 @@ def test_a_slow_disk_gets_the_newest_of_what_waited_and_nothing_piles_up() -> No
     assert disk.written == [1, 99]
 
 
+def test_who_wants_to_know_is_told_when_its_state_or_a_newer_one_is_written() -> None:
+    disk = Disk()
+    saver = Saver(disk.write)
+    told: queue.Queue[list[int]] = queue.Queue()
+    saver.save(1)
+    disk.begun.get(timeout=WAIT_S)
+    saver.save_and_then(2, lambda: told.put(list(disk.written)))
+    saver.save(3)
+    disk.may_end.release()
+    assert disk.begun.get(timeout=WAIT_S) == 3
+    assert told.empty()  # the first was written, and we asked for a later one
+    disk.may_end.release()
+    assert told.get(timeout=WAIT_S) == [1, 3]
+    saver.finish()
+
+
 def test_what_waits_can_be_recalled_and_what_is_being_written_is_named() -> None:
     disk = Disk()
     saver = Saver(disk.write)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ from node.arena import Arena
 from node.blobstore import BlobStore
 from node.learner import Learner, StartRefused
 from node.snapshots import NoSnapshot, snapshot_files
+from node.telemetry import Waits
 from node.worker_materials import Materials, initial_slow
 from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
+from node.worker_wire_save import Saved
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round
@@ -45,6 +48,7 @@ class Peer:
     store: BlobStore
     directory: Path
     resumed: asyncio.Queue[wire.Ready]
+    saved: asyncio.Queue[Saved]
 
 
 @asynccontextmanager
@@ -56,6 +60,7 @@ async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
     store = BlobStore(directory / "blobs", 1 << 30)
     await store.open()
     resumed: asyncio.Queue[wire.Ready] = asyncio.Queue()
+    saved: asyncio.Queue[Saved] = asyncio.Queue()
     learner = Learner(
         setup,
         arena,
@@ -63,11 +68,13 @@ async def peer(run: SmallRun, name: bytes = b"\x01") -> AsyncIterator[Peer]:
         socket_path=directory / "worker.sock",
         on_resumed=resumed.put_nowait,
         on_save_failed=lambda reason: pytest.fail(reason),
+        on_saved=saved.put_nowait,
+        waits=Waits(time.time),
     )
     async with asyncio.TaskGroup() as tasks:
         supervisor = tasks.create_task(learner.run())
         try:
-            yield Peer(learner, arena, store, directory, resumed)
+            yield Peer(learner, arena, store, directory, resumed, saved)
         finally:
             supervisor.cancel()
             arena.close()
@@ -174,14 +181,33 @@ async def test_a_worker_that_is_killed_goes_on_from_what_it_saved(tmp_path: Path
     far = replace(last, step=run.spec.rounds * CONFIG.inner_steps - 20)
     async with peer(run) as one:
         await one.learner.start(wire.StartFresh())
-        await one.learner.add_scalars((far,))  # our last step: this is saved at once
-        await one.learner.export()  # behind it
+        await one.learner.add_scalars((far,))
+        await one.learner.save()
         assert one.learner.pid is not None
         os.kill(one.learner.pid, signal.SIGKILL)
         ready = await one.resumed.get()
         here.summed.add((far,))
         assert (ready.round, ready.weights) == (10, here.name())
         assert unpacked(ready.horizon) == {here.log: 40}
+
+
+async def test_what_came_last_is_on_disk_though_nothing_comes_after_it(tmp_path: Path) -> None:
+    """A node that has finished still adds what others measure, and its snapshot is exported."""
+    run = small_run(tmp_path, CONFIG)
+    here = Here(run, b"\x02")
+    async with peer(run, b"\x02") as one:
+        await one.learner.start(wire.StartFresh())
+        await one.saved.get()
+        await one.learner.add_scalars((frame(here.me, 0, b"\x50\xd0"),))
+        await one.learner.save()
+        assert await one.saved.get() == Saved(Round(0), 1)
+        frames = tuple(frame(THEM, 2 * n, bytes([40 + n, 170])) for n in range(3))
+        for later in frames:
+            await one.learner.add_scalars((later,))
+        assert await one.saved.get() == Saved(Round(0), 1)
+        here.summed.add((frame(here.me, 0, b"\x50\xd0"), *frames))
+        found, _ = load_newest_sum(one.directory, run.spec.run)
+        assert sum_digest(found.sum_Q) == here.name()
 
 
 async def test_what_a_worker_had_at_its_end_is_on_disk(tmp_path: Path) -> None:
@@ -234,6 +260,42 @@ async def test_a_joiner_and_one_that_is_behind_go_on_from_a_members_sum(tmp_path
         await joiner.store.put(blob)
         ready = await joiner.learner.start(wire.StartFromCheckpoint(checkpoint))
         assert (ready.round, ready.inner_step, ready.weights) == (5, 100, here.name())
+
+
+async def test_members_offer_the_very_same_bytes_at_a_base_whatever_they_have_since(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, CONFIG)
+    here = Here(run)
+    frames = tuple(frame(THEM, 2 * n, bytes([40 + n, 170])) for n in range(30))
+    blobs, rounds = set(), []
+    async with peer(run, b"\x01") as ahead, peer(run, b"\x02") as behind:
+        for one, step in ((ahead, 100), (behind, 40)):
+            await one.learner.start(wire.StartFresh())
+            began = await one.learner.export(at_base=True)
+            assert began.weights == here.name()  # before the first base: nothing added yet
+            blobs.add(await one.store.bytes_of(began.digest))
+            await one.learner.sample(BOOT, step, 1)
+        assert len(blobs) == 1
+        here.summed.add(frames[:20])
+        blobs.clear()
+        for one, told in ((ahead, 30), (behind, 20)):
+            await one.learner.add_scalars(frames[:told])
+            assert await one.learner.name_sum(frames[20:told]) == here.name()
+            await one.learner.add_scalars(frames[told : told + 5])
+            offer = await one.learner.export(at_base=True)
+            assert offer.weights == here.name()
+            blobs.add(await one.store.bytes_of(offer.digest))
+            rounds.append(offer.round)
+        assert (len(blobs), rounds) == (1, [5, 2])
+        assert (await ahead.learner.export()).weights != here.name()
+    async with peer(run, b"\x03") as joiner:
+        await joiner.store.put(blobs.pop())
+        ready = await joiner.learner.start(wire.StartFromCheckpoint(offer))
+        assert (ready.round, ready.inner_step, ready.weights) == (2, 40, here.name())
+        assert unpacked(ready.horizon) == {log_id(run.spec.run, THEM, BOOT): 40}
+        again = await joiner.learner.export(at_base=True)
+        assert (again.digest, again.weights) == (offer.digest, offer.weights)
 
 
 def count_descriptors(one: Peer) -> int:

@@ -16,18 +16,19 @@ from crdt.schema import Content
 from node import worker_wire as wire
 from node.arena import Arena
 from node.blobstore import BlobStore, NoSpace
-from node.donors import Donors
+from node.donors import Members
 from node.exchange import Exchange
 from node.journal import Journal
 from node.learner import Learner
 from node.offers import Offers
+from node.protection_around import Shared, UseShared
 from node.tally import Tally
 from node.telemetry import Waits
 from node.training import Training
 from node.worker_wire_join import Sketched
 from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.envelope import Signer
-from protocol.errors import PeerUnavailable, WorkerLost
+from protocol.errors import PeerError, PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round, digest_of
 from protocol.messages import Checkpoint, Presence
 from protocol.witness import BUCKETS, Sketch
@@ -80,10 +81,13 @@ class FakeLearner:
         self.progress: wire.Progress | None = None
         self.has_snapshot = False
         self.started: list[wire.Start] = []
-        self.exports = 0
+        self.exports: list[bool] = []
+        """Whether each was at a base."""
         self.export_s = 1.0
         self.lost = False
         self.numbers = numbers(0.0)
+        self.told: Callable[[str], None] = lambda what: None
+        """Called when it is asked for a snapshot or the validation loss."""
 
     async def start(self, how: wire.Start) -> wire.Ready:
         self.started.append(how)
@@ -97,8 +101,8 @@ class FakeLearner:
     async def sketch(self, nonce: int, checkpoint: Checkpoint | None = None) -> Sketched:
         return Sketched(self.round, MINE, self.numbers)
 
-    async def export(self) -> Checkpoint:
-        self.exports += 1
+    async def export(self, *, at_base: bool = False) -> Checkpoint:
+        self.exports.append(at_base)
         await asyncio.sleep(self.export_s)
         if self.lost:
             raise WorkerLost("killed")
@@ -106,24 +110,36 @@ class FakeLearner:
         self.store.hold(name)
         return Checkpoint(self.round, name, EXPORT_BYTES, name)
 
+    async def save(self) -> None:
+        self.told("save")
+        if self.lost:
+            raise WorkerLost("killed")
+
+    async def evaluate(self) -> float:
+        self.told("evaluate")
+        return 2.0 - self.round / 10
+
     async def outer(self, effect: ApplyOuter) -> wire.OuterDone:
         return wire.OuterDone(round=effect.round, weights=MINE, gradient_norm=1.0, spread=4.0)
 
 
-class FakeDonors:
+class FakeMembers:
     """Members that offer what a test wants; those that are not named are gone."""
 
     def __init__(self) -> None:
         self.offers: dict[PeerId, Checkpoint] = {}
+        self.bases: dict[PeerId, Checkpoint] = {}
+        """The same at a base of spsa."""
         self.sketches: dict[PeerId, Sketch] = {}
         self.known: dict[PeerId, dict[Round, Digest]] = {}
         self.fetched: list[tuple[Round, tuple[PeerId, ...]]] = []
         self.held: list[Digest] = []
 
-    async def checkpoint(self, peer: PeerId) -> Checkpoint:
-        if peer not in self.offers:
+    async def checkpoint(self, peer: PeerId, *, at_base: bool = False) -> Checkpoint:
+        offers = self.bases if at_base else self.offers
+        if peer not in offers:
             raise PeerUnavailable(peer, "it gives nothing")
-        return self.offers[peer]
+        return offers[peer]
 
     async def sketch(self, peer: PeerId, nonce: int) -> Sketch:
         if peer not in self.sketches:
@@ -155,13 +171,15 @@ class Node:
         self.store = Store(room)
         self.live: list[Presence] = []
         self.is_protected = False
+        self.use_shared: UseShared | None = None
+        """Members hold our own part only: what makes use of the rest."""
         self.content = Content()
         self.waits = Waits(lambda: 0.0)
         self.journal = Journal(
             me.peer, self.waits, self._write, lambda: None, Tally(root / "tally")
         )
         self.learner = FakeLearner(self.store)
-        self.donors = FakeDonors()
+        self.members = FakeMembers()
         self.training = Training(
             spec=spec(min_members=2, start_deadline_s=1000.0, trainer=trainer or NolocoConfig()),
             signer=me,
@@ -173,7 +191,7 @@ class Node:
             exchange=cast(Exchange, None),
             journal=self.journal,
             live=lambda: self.live,
-            donors=cast(Donors, self.donors),
+            members=cast(Members, self.members),
             recover=self._recover,
             clock=asyncio.get_running_loop().time,
             rng=random.Random(1),
@@ -187,8 +205,14 @@ class Node:
     def _write(self, change: Callable[[Content], Content]) -> None:
         self.content = change(self.content)
 
-    async def _recover(self, fetch: object) -> bool:
+    async def _recover(self, shared: Shared) -> bool:
         """Whether members held a snapshot of ours, which is then on disk."""
+        if self.use_shared:
+            try:
+                await shared(self.use_shared)
+            except PeerError:
+                return False
+            self.is_protected = True
         self.learner.has_snapshot |= self.is_protected
         return self.is_protected
 

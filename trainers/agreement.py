@@ -106,7 +106,7 @@ class Agreement:
             group.wait(f"contributions to round {group.here.round}", None, o.close_at)
             return
         held = {id: said for id, said in group.line.items() if group.holding.has(said.digest)}
-        roster = roster_of(held, leader=group.me, term=o.term, max_tokens=group.max_tokens)
+        roster = roster_of(held, leader=group.me, term=o.term, most_claimed=group.most_claimed)
         signed = sign_roster(roster, self._run, self._signer)
         group.say(signed)
         self._choose(KnownRoster(roster, signed), now)
@@ -186,7 +186,7 @@ class Agreement:
             roster,
             rounds=group.rounds,
             fragments=group.fragments,
-            max_tokens=group.max_tokens,
+            most_claimed=group.most_claimed,
             own=own,
             sizes=group.sizes_of(roster.fragment),
         )

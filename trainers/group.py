@@ -81,6 +81,7 @@ class Group:
         rounds: int,
         fragments: int,
         max_tokens: int,
+        most_claimed: int,
         kept_rosters: int,
         sizes: Sequence[Collection[int]] = (),
     ) -> None:
@@ -89,7 +90,7 @@ class Group:
         self.out = out
         self.rounds = rounds
         self.fragments = fragments
-        self.max_tokens = max_tokens
+        self.max_tokens, self.most_claimed = max_tokens, most_claimed
         self._sizes = sizes
         self.peers = Peers()
         self.holding = Holding(out)
@@ -227,7 +228,7 @@ class Group:
             anchor_tokens=here.tokens,
             digest=made.digest,
             size_bytes=made.size_bytes,
-            tokens=tokens,
+            tokens=max(1, min(tokens, self.most_claimed)),
         )
 
     def on_said(self, sender: PeerId, said: Contribution | Later) -> None:

@@ -42,6 +42,7 @@ def machine_of(spec: RunSpec, signer: Signer, boot: bytes) -> Trainer:
                 rounds=spec.rounds,
                 fragments=spec.num_fragments,
                 max_tokens=spec.max_tokens,
+                most_claimed=spec.most_claimed,
                 sizes=sizes,
             )
         case LocalConfig():
@@ -55,6 +56,7 @@ def machine_of(spec: RunSpec, signer: Signer, boot: bytes) -> Trainer:
                 rounds=spec.rounds,
                 fragments=spec.num_fragments,
                 max_tokens=spec.max_tokens,
+                most_claimed=spec.most_claimed,
                 sizes=sizes,
             )
         case SpsaConfig():

@@ -89,7 +89,8 @@ class Noloco:
 
     Args:
         fragments: P; in so many rounds every fragment has its turn.
-        max_tokens: most tokens that count for one round of one peer.
+        max_tokens: most tokens of one round of one peer that weigh in a mean.
+        most_claimed: most that it may claim.
         sizes: for each fragment those that its payloads may have; empty: as our own.
     """
 
@@ -102,6 +103,7 @@ class Noloco:
         rounds: int,
         fragments: int,
         max_tokens: int,
+        most_claimed: int,
         sizes: Sequence[Collection[int]] = (),
     ) -> None:
         self.me = me
@@ -111,7 +113,7 @@ class Noloco:
         self.rounds = rounds
         self.round = Round(0)
         self.finished = False
-        self._max_tokens = max_tokens
+        self._max_tokens, self._most_claimed = max_tokens, most_claimed
         self._inner = Inner.OFF
         self._inner_since = 0.0
         self._step_s: float | None = None
@@ -123,7 +125,9 @@ class Noloco:
         self._catching_up = False
         self._out: list[Effect] = []
         self._sizes = sizes
-        self._pairing = Pairing(me, run, config, self._out, rounds=rounds, max_tokens=max_tokens)
+        self._pairing = Pairing(
+            me, run, config, self._out, rounds=rounds, most_claimed=most_claimed
+        )
         self._control = Control(self._out, inner_steps=config.inner_steps, rounds=rounds)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -191,7 +195,7 @@ class Noloco:
             pairing.shut("nobody else trains")  # no inner steps hide the wait: it is the last round
         if pairing.mine and pairing.result and not self._applying:
             self._applying = True
-            self._out.append(outer_step(pairing.mine, pairing.result))
+            self._out.append(outer_step(pairing.mine, pairing.result, self._max_tokens))
         if self._source and not pairing.mine and self._inner is not Inner.SNAPSHOT:
             self._out.append(CatchUp(self._source))
             self._source, self._catching_up = None, True
@@ -254,7 +258,7 @@ class Noloco:
             return
         self._inner = Inner.DONE
         self._step_s = (now - self._inner_since) / max(steps, 1)
-        self._tokens = max(1, min(tokens, self._max_tokens))
+        self._tokens = min(tokens, self._most_claimed)
 
     def _payload(self, made: SnapshotDone) -> Payload:
         sizes = self._sizes[made.fragment] if self._sizes else ()

@@ -44,13 +44,13 @@ class Pairing:
         out: list[Effect],
         *,
         rounds: int,
-        max_tokens: int,
+        most_claimed: int,
     ) -> None:
         self._me = me
         self._config = config
         self._out = out
         self._rounds = rounds
-        self._max_tokens = max_tokens
+        self._most_claimed = most_claimed
         self.candidates = Candidates(me, run)
         self.mine: Payload | None = None
         self.result: Alone | Pair | None = None
@@ -246,7 +246,7 @@ class Pairing:
             self._next(proposer, now)
         else:
             self._send(proposer, mine.accept(propose.digest))
-            exchange = exchange_between(proposer, propose, self._me, mine, self._max_tokens)
+            exchange = exchange_between(proposer, propose, self._me, mine, self._most_claimed)
             self._begin(exchange, propose.size_bytes, now)
 
     def _on_accept(self, sender: PeerId, accept: Accept, now: float) -> None:
@@ -262,7 +262,7 @@ class Pairing:
             self._send(sender, Abort(mine.digest))
             self._next(sender, now)
         else:
-            exchange = exchange_between(self._me, mine, sender, accept, self._max_tokens)
+            exchange = exchange_between(self._me, mine, sender, accept, self._most_claimed)
             self._begin(exchange, accept.size_bytes, now)
 
     def _on_refuse(self, sender: PeerId, proposed: Digest, now: float) -> None:

@@ -32,14 +32,15 @@ def edge_key(run: RunId, round: Round, fragment: int, one: PeerId, other: PeerId
     return hashlib.blake2b(b"pair|" + run + text, digest_size=DIGEST_BYTES).digest()
 
 
-def shares(exchange: Exchange) -> tuple[Share, Share]:
+def shares(exchange: Exchange, max_tokens: int) -> tuple[Share, Share]:
     """Both payloads in the pair's mean, the proposer's first: by tokens, within bounds.
 
     Both sides compute the same two weights, and a sum of two products is commutative, so both
     have the same mean to the bit.
     """
-    of_both = exchange.proposer_tokens + exchange.partner_tokens
-    weight = min(max(exchange.proposer_tokens / of_both, LEAST_WEIGHT), 1 - LEAST_WEIGHT)
+    proposers = max(1, min(exchange.proposer_tokens, max_tokens))
+    partners = max(1, min(exchange.partner_tokens, max_tokens))
+    weight = min(max(proposers / (proposers + partners), LEAST_WEIGHT), 1 - LEAST_WEIGHT)
     return (
         Share(exchange.proposer_digest, exchange.proposer_round, weight),
         Share(exchange.partner_digest, exchange.partner_round, 1 - weight),
@@ -106,9 +107,9 @@ def exchange_between(
     proposed: Payload | Propose,
     partner: PeerId,
     accepted: Payload | Accept,
-    max_tokens: int,
+    most_claimed: int,
 ) -> Exchange:
-    """The facts that both sides sign; claims of tokens count up to `max_tokens`."""
+    """The facts that both sides sign; claims of tokens count up to `most_claimed`."""
     return Exchange(
         fragment=proposed.fragment,
         proposer=proposer,
@@ -117,8 +118,8 @@ def exchange_between(
         partner_round=accepted.round,
         proposer_digest=proposed.digest,
         partner_digest=accepted.digest,
-        proposer_tokens=min(proposed.tokens, max_tokens),
-        partner_tokens=min(accepted.tokens, max_tokens),
+        proposer_tokens=min(proposed.tokens, most_claimed),
+        partner_tokens=min(accepted.tokens, most_claimed),
     )
 
 
@@ -152,12 +153,13 @@ class Pair:
         return cls(exchange.proposer, exchange, False, exchange.proposer_digest, until)
 
 
-def outer_step(mine: Payload, result: Alone | Pair) -> ApplyOuter:
+def outer_step(mine: Payload, result: Alone | Pair, max_tokens: int) -> ApplyOuter:
     """The step that ends the round of our payload."""
     if isinstance(result, Alone):
         return ApplyOuter(Round(mine.round + 1), mine.fragment, mine.digest, ())
     exchange = result.exchange
-    return ApplyOuter(Round(exchange.round + 1), mine.fragment, mine.digest, shares(exchange))
+    both = shares(exchange, max_tokens)
+    return ApplyOuter(Round(exchange.round + 1), mine.fragment, mine.digest, both)
 
 
 @dataclass(frozen=True, slots=True)

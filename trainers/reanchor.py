@@ -14,7 +14,7 @@ from protocol.ids import PeerId, Round
 AWAY_ROUNDS = 4
 """Who was away takes over weights from here on: nothing of its own is lost but what it did alone.
 A guess; a peer that is there, but slow, has the run's `reanchor_rounds` instead."""
-WITNESSES = 2
+LEAST_AHEAD = 2
 """Peers that must be ahead, if so many are there: one may lie, or be mistaken."""
 
 
@@ -37,6 +37,6 @@ def source(round: Round, others: Mapping[PeerId, Round], most: int) -> PeerId | 
         for peer, other_round in others.items()
         if other_round > round and is_far(round, other_round, most)
     )
-    if not ahead or len(ahead) < min(WITNESSES, len(others)):
+    if not ahead or len(ahead) < min(LEAST_AHEAD, len(others)):
         return None
     return ahead[len(ahead) // 2][1]

@@ -141,7 +141,7 @@ def first_in_line(
 
 
 def roster_of(
-    line: Mapping[PeerId, Contribution], *, leader: PeerId, term: int, max_tokens: int
+    line: Mapping[PeerId, Contribution], *, leader: PeerId, term: int, most_claimed: int
 ) -> Roster:
     """The roster of these contributions, which are at least one; claims of tokens are clipped."""
     one = next(iter(line.values()))
@@ -152,7 +152,7 @@ def roster_of(
         leader=leader,
         anchor=one.anchor,
         entries=tuple(
-            Entry(peer, said.digest, said.size_bytes, min(said.tokens, max_tokens))
+            Entry(peer, said.digest, said.size_bytes, min(said.tokens, most_claimed))
             for peer, said in sorted(line.items())
         ),
     )
@@ -178,7 +178,7 @@ def fault_of_roster(
     *,
     rounds: int,
     fragments: int,
-    max_tokens: int,
+    most_claimed: int,
     own: Contribution | None,
     sizes: Collection[int] = (),
 ) -> str | None:
@@ -192,8 +192,8 @@ def fault_of_roster(
         return f"a roster of round {roster.round}, the run has {rounds}"
     if roster.fragment != roster.round % fragments:
         return f"a roster of fragment {roster.fragment} in round {roster.round}"
-    if any(entry.tokens > max_tokens for entry in roster.entries):
-        return f"a roster that counts more than {max_tokens} tokens for a peer"
+    if any(entry.tokens > most_claimed for entry in roster.entries):
+        return f"a roster that counts more than {most_claimed} tokens for a peer"
     for entry in roster.entries:
         if own and entry.size_bytes != own.size_bytes and entry.size_bytes not in sizes:
             return f"a roster of payloads of {entry.size_bytes} bytes, not {own.size_bytes}"

@@ -1,8 +1,8 @@
 """When a member takes over another's weights: the group went on without it, or elsewhere.
 
-Judged at each repeat from what the others said (`Peers.to_follow`), and only when two repeats in
-a row find them elsewhere and no roster leads on from here: one may still be on its way.  Those
-that finished look around, too, and say where they ended.
+Judged at each repeat from what the others said (`Peers.to_follow`), and only when two of them find
+the others elsewhere while no roster leads on from here: one may still be on its way.  Those that
+finished look around, too, and say where they ended.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from trainers.group import Group
 from trainers.roster import Place
 
 STRAYED_REPEATS = 2
-"""Repeats in a row that find the others elsewhere."""
+"""That find the others elsewhere, with none between that does not.  After a start one is enough:
+no roster is under way to who was not there."""
 FAREWELLS = 4
 """A finished peer says so often where it is, and then once in the time of a deadline: who ended
 elsewhere takes over the right weights, even if they were cut apart all the time."""
@@ -54,8 +55,8 @@ class Straying:
         self.source, self._repeats = None, STRAYED_REPEATS - 1
 
     def arrived(self) -> None:
-        """The worker is there, or came up again."""
-        self.source, self._repeats = None, 0
+        """The worker is there, or came up again, with weights that may be old by now."""
+        self.source, self._repeats = None, STRAYED_REPEATS - 1
 
     def heard(self, place: Place) -> None:
         """A member is there: if that is elsewhere, a finished one has to say farewell again."""

@@ -75,7 +75,7 @@ class Streaming:
 
     Args:
         fragments: P; in so many rounds every fragment has its turn.
-        max_tokens: most tokens that count for one contribution of one peer.
+        max_tokens, most_claimed: of one contribution, that weigh in a mean, and that it may claim.
         sizes: for each fragment those that its payloads may have; empty: as our own.
     """
 
@@ -89,6 +89,7 @@ class Streaming:
         rounds: int,
         fragments: int,
         max_tokens: int,
+        most_claimed: int,
         sizes: Sequence[Collection[int]] = (),
     ) -> None:
         self.me = me
@@ -101,6 +102,7 @@ class Streaming:
             rounds=rounds,
             fragments=fragments,
             max_tokens=max_tokens,
+            most_claimed=most_claimed,
             kept_rosters=KEPT_ROSTERS if config.inner_steps > 1 else KEPT_STEPS,
             sizes=sizes,
         )
@@ -240,8 +242,7 @@ class Streaming:
             return
         self._group.holding.add(done.digest)
         self._phase.snapshot_made()
-        tokens = max(1, min(self._phase.tokens + self._left_out_tokens, self._group.max_tokens))
-        self._left_out_tokens = 0
+        tokens, self._left_out_tokens = self._phase.tokens + self._left_out_tokens, 0
         if done.round == self.round:
             self._contribute(done, tokens, now)
         else:

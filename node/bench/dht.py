@@ -4,11 +4,11 @@ Nodes without workers, each with its own socket and thread, some in each process
 through two of the first eight, as with a ticket, and looks up the run once.  Then all is quiet
 until idle connections are closed, as it is between the lookups of a node.  Measured from there:
 how long a lookup of a run's members takes, and of a member's address record after it; what is
-sent while nobody asks anything, over one of the library's maintenance cycles of ten minutes;
+sent while nobody asks anything, for which each node refreshes its routing table about once;
 memory.
 
 Sizes overlap: each begins when the one before it rests, which leaves the processors alone but
-for the maintenance.  All nodes share the processors and have no distance between them: times
+for the refreshes.  All nodes share the processors and have no distance between them: times
 say how the work grows, not what the internet adds.
 """
 
@@ -26,24 +26,18 @@ from dataclasses import replace
 from itertools import pairwise
 
 from node.bench import common
-from node.bench.dht_swarm import Cost, Failed, Swarm, at_once, swarm
+from node.bench.child import Failed
+from node.bench.dht_swarm import Cost, Swarm, at_once, swarm
 from node.discovery import PROVIDE_S, SLOW_S
+from node.p2p.dht import REFRESH_S
 from node.p2p.idle import LOOK_S
 
 SIZES = "20,50,200"
 """How much it grows is asked from 50 to 200."""
-REST_S = 620.0
-"""One maintenance cycle of the library, and some."""
+REST_S = REFRESH_S
+"""Each node refreshes once in this time, on the average."""
 QUIET_S = 2.5 * LOOK_S
 """After which no idle connection is left, so that whoever asks dials anew."""
-MAINTENANCE_S = 600.0
-"""Between two of the library's in a node, and before the first."""
-IDLE_S = 120.0
-"""Of rest, before the first maintenance."""
-BUSY = 0.5
-"""Connections a node more than before: some maintain their routing tables yet."""
-OVERTIME_S = 900.0
-"""What the maintenance of all nodes may take longer than rest is measured."""
 DOORS = 8
 """Nodes that the others join through: as many addresses as a ticket holds."""
 MEMBERS = 16
@@ -80,7 +74,7 @@ def main() -> int:
         rows = asyncio.run(all_measured(sizes, args.rest))
     except Failed as error:
         raise SystemExit(f"bench dht: {error}") from None
-    told = [f"{MEMBERS} members of one run, {LOOKUPS} lookups, rest over {args.rest:g} s or more."]
+    told = [f"{MEMBERS} members of one run, {LOOKUPS} lookups, rest over {args.rest:g} s."]
     told += [growth(pair) for pair in pairwise(rows)]
     settings: common.Row = {"rest_s": args.rest, "members": MEMBERS, "lookups": LOOKUPS}
     common.report("dht", rows, HEADINGS, "\n".join(told))
@@ -202,33 +196,17 @@ async def looked_up(
 
 
 async def rested(all_nodes: Swarm, nodes: int, rest_s: float) -> dict[str, float]:
-    """What a node costs while nobody asks anything.
-
-    All nodes were started at once, so all begin their maintenance at once, and on few processors
-    many of them take minutes for it.  So its end is waited for, and it counts once in ten minutes.
-    """
+    """What a node costs while nobody asks anything."""
     began, before = time.monotonic(), await all_nodes.figures()
-    await asyncio.sleep(min(IDLE_S, rest_s))
-    idle_s, idle = time.monotonic() - began, await all_nodes.figures()
-    await asyncio.sleep(rest_s - min(IDLE_S, rest_s))
+    await asyncio.sleep(rest_s)
     after = await all_nodes.figures()
-    while after["connections"] > before["connections"] + BUSY * nodes:
-        if time.monotonic() - began > rest_s + OVERTIME_S:
-            say(nodes, "some maintain again while others do not rest yet: bytes are an upper bound")
-            break
-        await asyncio.sleep(LOOK_S)
-        after = await all_nodes.figures()
-    whole_s = time.monotonic() - began
+    minutes = (time.monotonic() - began) / 60
 
     def a_minute(name: str) -> float:
-        """Of a node: what it costs idle, and what its maintenance adds."""
-        idle_a_s = (idle[name] - before[name]) / idle_s
-        maintenance = max(0.0, after[name] - before[name] - idle_a_s * whole_s)
-        return 60 * (idle_a_s + maintenance / MAINTENANCE_S) / nodes
+        return (after[name] - before[name]) / minutes / nodes
 
     return {
-        "rest_s": whole_s,
-        "idle_bytes_per_min": 60 * (idle["sent_bytes"] - before["sent_bytes"]) / idle_s / nodes,
+        "rest_s": 60 * minutes,
         "rest_bytes_per_min": a_minute("sent_bytes"),
         "rest_cpu_ms_per_min": 1e3 * a_minute("cpu_s"),
         "connections": before["connections"] / nodes,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -22,8 +21,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from node.bench import common
+from node.bench.child import Child, Command, Failed, Told, children
 
-ROOT = Path(__file__).parents[2]
 RUNS = 5
 MIB = 256
 DONORS = (1, 2, 4)
@@ -34,7 +33,6 @@ WANTED = 3.5
 """Times the rate of one donor that four give over such lines."""
 START_S = 60.0
 ORDER_S = 300.0
-END_S = 10.0
 SOCKET = "bare socket"
 MEGABYTE = 1e6
 MEBIBYTE = 1024 * 1024
@@ -52,41 +50,17 @@ HEADINGS = {
 AIM_HEADINGS = {"aim": "aim", "found": "found", "wanted": "wanted", "met": "met"}
 
 
-class Failed(Exception):
-    """A process ended, or did not answer in time."""
+class Peer:
+    """One process, and where it can be reached."""
 
+    def __init__(self, child: Child, addr: str, socket: str) -> None:
+        self._child = child
+        self.addr = addr
+        self.socket = socket
 
-class Process:
-    """One peer, as who started it sees it."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.addr = ""
-        self.socket = ""
-
-    async def started(self) -> None:
-        said = await self._answer(START_S)
-        self.addr, self.socket = str(said["addr"]), str(said["socket"])
-
-    async def order(self, what: str, **terms: object) -> dict[str, float]:
+    async def order(self, what: str, **terms: object) -> Told:
         """What came of it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write((json.dumps({"do": what, **terms}) + "\n").encode())
-        return await self._answer(ORDER_S)
-
-    async def _answer(self, within_s: float) -> dict[str, float]:
-        assert self._process.stdout is not None
-        try:
-            async with asyncio.timeout(within_s):
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            raise Failed(f"a peer did not answer within {within_s:g} s") from None
-        if not line:
-            raise Failed("a peer has ended; what it said is above")
-        said: dict[str, float] = json.loads(line)
-        if "blamed" in said:
-            raise Failed(f"a donor was blamed: {said}")
-        return said
+        return await self._child.order(what, ORDER_S, **terms)
 
 
 def main() -> int:
@@ -125,7 +99,7 @@ async def measured(runs: int, mib: int) -> Taken:
     return taken
 
 
-async def one_run(donors: Sequence[Process], joiner: Process, line: str, taken: Taken) -> None:
+async def one_run(donors: Sequence[Peer], joiner: Peer, line: str, taken: Taken) -> None:
     for count in DONORS:
         addrs = [donor.addr for donor in donors[:count]]
         found = await joiner.order("fetch", addrs=addrs)
@@ -134,38 +108,31 @@ async def one_run(donors: Sequence[Process], joiner: Process, line: str, taken: 
         note(taken, await joiner.order("receive", addr=donors[0].socket), SOCKET, line)
         found = await joiner.order("hash")
         for name in ("hash_s", "write_s"):
-            taken[name, "", ""].append(found[name])
+            taken[name, "", ""].append(float(found[name]))
 
 
-def note(taken: Taken, found: dict[str, float], source: str, line: str) -> None:
+def note(taken: Taken, found: Told, source: str, line: str) -> None:
     for name in ("seconds", "cpu_s"):
-        taken[name, source, line].append(found[name])
+        taken[name, source, line].append(float(found[name]))
 
 
 @asynccontextmanager
-async def peers(folder: Path, mib: int, up_mbit: float, count: int) -> AsyncIterator[list[Process]]:
+async def peers(folder: Path, mib: int, up_mbit: float, count: int) -> AsyncIterator[list[Peer]]:
     """So many processes; ended afterwards."""
-    processes: list[asyncio.subprocess.Process] = []
-    pipe = asyncio.subprocess.PIPE
-    try:
-        for number in range(count):
-            command = (sys.executable, "-m", "node.bench.join_peer", str(folder / f"{number}"))
-            processes.append(
-                await asyncio.create_subprocess_exec(
-                    *command, f"{mib}", f"{up_mbit}", cwd=ROOT, stdin=pipe, stdout=pipe
-                )
-            )
-        made = [Process(process) for process in processes]
-        for process in made:
-            await process.started()
-        yield made
-    finally:
-        for each in processes:
-            if each.returncode is None:
-                each.kill()
-        async with asyncio.timeout(END_S):
-            for each in processes:
-                await each.wait()
+    commands = [
+        Command(
+            name=f"the process of {folder.name} {number}",
+            module="node.bench.join_peer",
+            words=(str(folder / f"{number}"), f"{mib}", f"{up_mbit}"),
+        )
+        for number in range(count)
+    ]
+    async with children(commands) as made:
+        said = [await child.answer(START_S) for child in made]
+        yield [
+            Peer(child, str(one["addr"]), str(one["socket"]))
+            for child, one in zip(made, said, strict=True)
+        ]
 
 
 def line_mbit() -> float:

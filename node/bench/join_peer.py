@@ -76,19 +76,20 @@ class Peer:
         """The blob from donors at these addresses, into an empty store."""
         await self._store.remove(self.ref.digest)
         donors = [await self._bridge.connect(addr, CONNECT_S) for addr in addrs]
+        blamed: list[str] = []
         transfers = Transfers(
             run=RUN,
             caller=self._calls,
             store=self._store,
-            blame=lambda peer, reason: say({"blamed": peer, "reason": reason}),
+            blame=lambda peer, reason: blamed.append(f"{peer}: {reason}"),
             is_relayed=self._bridge.is_relayed,
             rng=random.Random(7),
         )
         cpu, began = time.process_time(), time.perf_counter()
         path = await transfers.fetch(self.ref, lambda: donors)
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-        if path.stat().st_size != self.ref.size_bytes:
-            raise ValueError("not the whole blob")
+        if blamed or path.stat().st_size != self.ref.size_bytes:
+            raise ValueError(f"not the whole blob, or a donor is to blame: {blamed}")
         return {"seconds": seconds, "cpu_s": cpu_s}
 
     async def receive(self, addr: str) -> dict[str, float]:

@@ -190,7 +190,7 @@ async def recovered(swarm: Swarm, saved: bytes) -> float:
             file.unlink()
         began = time.monotonic()
         async with asyncio.timeout(LONGEST_S):
-            if not await back.protection.recover(back.no_checkpoint):
+            if not await back.protection.recover(back.nothing_shared):
                 raise RuntimeError("the snapshot did not come back")
         taken_s = time.monotonic() - began
         (file,) = snapshot_files(back.directory)

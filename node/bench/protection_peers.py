@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from node.bridge import Bridge
-from node.protection import Protection, Surroundings
+from node.protection import Protection
+from node.protection_around import Surroundings, UseShared
 from node.rpc import Rpc
 from node.telemetry import Waits
 from node.worker_files import save_snapshot
@@ -21,7 +22,7 @@ from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
 from protocol.fragments import num_parameters
 from protocol.ids import Digest, PeerId, Round, digest_of
-from protocol.messages import Checkpoint, Presence
+from protocol.messages import Presence
 from protocol.model import GptConfig, InnerConfig
 from protocol.rpc import MIB, Kind
 from protocol.shards import ProtectionConfig
@@ -97,13 +98,10 @@ class Peer:
         """Bytes of protection so far, with their frames."""
         return self.bridge.counters().up.get(Kind.PROTECTION.value, 0)
 
-    async def no_checkpoint(self, donor: PeerId) -> Checkpoint:
-        raise PeerUnavailable(donor, "gives none, for what is protected is whole")
+    async def nothing_shared(self, use: UseShared) -> None:
+        raise PeerUnavailable(self.id, "nobody gives any, for what is protected is whole")
 
     async def bytes_of(self, digest: Digest) -> bytes:
-        raise AssertionError("nothing is fetched")
-
-    async def release(self, digest: Digest) -> None:
         raise AssertionError("nothing is fetched")
 
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from crdt.replica import Replica
 from node.bench import common
+from node.bench.child import Failed
 from node.bench.records_authors import KEEP_EVERY, RUN, record_at
 from node.bench.records_hostile import KINDS
 from node.record_files import RecordFiles
@@ -97,10 +98,6 @@ class Written:
     def worst(self) -> int:
         """After which of these rounds the sum is largest."""
         return int(self.sizes_AR.sum(axis=0).argmax())
-
-
-class Failed(Exception):
-    """A process of the bench ended badly."""
 
 
 def main() -> int:
@@ -176,7 +173,6 @@ def saved(run: Run, written: Written, folder: Path) -> Replica:
         record = record_at(run.folder, number, run.authors, run.start, worst_round)
         assert all(replica.merge(entry) for entry in record.chain)
         files.save(replica.record(record.author), durable=False)
-    files.close([])
     return replica
 
 

@@ -63,7 +63,7 @@ class Story:
         )
         self.record = Record(self.signer.peer)
         name = f"home of peer {number:02d}"
-        member = Member(name=name, since=Round(0), capabilities=("relay",))
+        member = Member(name=name, since=Round(0))
         before = Totals(
             tokens=start * TOKENS, rounds=start, exchanges=start, counted_to=Round(start)
         )

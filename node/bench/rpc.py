@@ -21,7 +21,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from node.bench import common
-from node.bench.rpc_pair import Failed, Pair, Place, pair
+from node.bench.child import Failed
+from node.bench.rpc_pair import Pair, Place, pair
 from node.natlab.lab import Lab
 from node.natlab.rules import Kind
 from protocol.errors import ShoalError

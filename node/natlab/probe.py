@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
-from node.bootstrap import peer_in
+from node.addr_text import peer_in
 from node.bridge import Bridge
 from node.natlab.rules import MAPPED_PORT
 from node.p2p.links import Kind as LinkKind

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from node.addr_text import CIRCUIT, ip_of, port_of
 from node.p2p import library
 from protocol import check
 from protocol.errors import ConfigError
 from protocol.ids import PeerId
-
-MAX_ADDR_BYTES = 256
-CIRCUIT = "p2p-circuit"
+from protocol.limits import MAX_ADDR_BYTES
 
 
 def peer_of(addr: str) -> PeerId:
@@ -54,12 +53,14 @@ def advertised(listening: list[Multiaddr]) -> list[Multiaddr]:
     return [addr for one in listening for addr in expand_wildcard_address(one)]
 
 
-def is_global(addr: Multiaddr) -> bool:
-    """Whether it is a direct address that means the same everywhere."""
-    _, family, ip, *rest = str(addr).split("/")
-    if family not in ("ip4", "ip6") or CIRCUIT in rest:
-        return False
-    return ipaddress.ip_address(ip).is_global
+def readable(addrs: Iterable[Multiaddr]) -> list[str]:
+    """Their texts.  Peers send them as bytes, which the library parses when they are printed, and
+    not before: those that cannot be are left out."""
+    found = []
+    for addr in addrs:
+        with suppress(MultiaddrError, ValueError):
+            found.append(str(addr))
+    return found
 
 
 def circuit(addr: Multiaddr) -> Multiaddr | None:
@@ -93,10 +94,9 @@ def listen_addr(text: str) -> Multiaddr:
 
 
 def check_port(addr: Multiaddr) -> None:
-    _, family, ip, *_ = str(addr).split("/")
-    port = int(str(addr.value_for_protocol("tcp")))
+    ip, port = ip_of(str(addr)), port_of(str(addr))
     try:
-        if family in ("ip4", "ip6") and port and library.port_is_taken(ip, port):
+        if ip is not None and port and library.port_is_taken(str(ip), port):
             raise ConfigError(
                 f"listen: found port {port} of {ip} in use by another program, expected it "
                 "free; stop that program or choose another port"

@@ -39,6 +39,8 @@ BUSY = "busy"
 MALFORMED = "malformed"
 LATE = "late"
 CANCELLED = "cancelled"
+TRANSIENT = (BUSY, LATE)
+"""Refusals that pass by themselves: the peer has much to do."""
 
 
 class Places:

@@ -13,33 +13,42 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from libp2p.abc import IHost
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.common import BETA
+from libp2p.kad_dht.kad_dht import DHTMode
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.tools.anyio_service import background_trio_service
 
 from node.p2p import library
-from node.p2p.addrs import is_shoal_id
-from node.p2p.lookup import ask_closest
+from node.p2p.addrs import is_shoal_id, readable
+from node.p2p.lookup import Ask, ask_closest
 from node.p2p.providers import Providers
+from node.p2p.query import closer_at, providers_at, value_at
+from node.p2p.telling import put_at, tell_provider
 from protocol.ids import PeerId
+from protocol.limits import MAX_ADDRS
 from protocol.peer_record import NAMESPACE, best, open_peer_record
 
 ASKED_RECORDS = 64
 """Records, repeated ones too, after which a lookup asks nobody else: with twenty, the first ten
 peers that know the same two would be enough."""
 MAX_PROVIDERS = 32
-MAX_ADDRS = 8
-"""Of one provider."""
 IDENTIFY_S = 10.0
 """How long a new peer is waited for to identify itself; two round trips in fact."""
 IDENTIFY_LOOKS = 100
 LOOKUP_S = 10.0
-"""Measured with 40 hosts: 0-0.4 s, once 1.2 s; a dead peer costs the library up to 10 s."""
+"""Of a whole lookup: with 200 nodes 0.4 s, and two silent peers after each other 10 s at most."""
+REFRESH_S = 600.0
+"""Between two refreshes of the routing table, as go-libp2p; up to a quarter more or less, so that
+nodes that were started together do not refresh together."""
+RANDOM_KEYS = 2
+"""Looked up in a refresh beside our own id, whatever the size of the swarm.  A guess: the lookups
+of a run's members and of their records are as random, and more frequent."""
 ENOUGH_RECORDS = 3
 """Valid copies of a peer's record after which a lookup asks nobody else: of three one is new,
 unless that many of the twenty peers that were told slept through the last five minutes."""
@@ -52,22 +61,55 @@ class Dht:
         """Args: unix_s: the wall clock, by which records expire."""
         self._me = host.get_id()
         self._unix_s = unix_s
-        self._dht = KadDHT(
+        self._host = host
+        self._dht = library.QuietKad(
             host,
             DHTMode.SERVER,
             validator=NamespacedValidator({NAMESPACE: RecordValidator(unix_s)}),
             validator_changed=True,  # or else it would keep /pk and /ipns for strangers, too
             strict_validation=True,
         )
-        rng = random.Random(secrets.randbits(64))
-        self._providers = Providers(host, self._dht.peer_routing, rng, unix_s)
+        self._rng = random.Random(secrets.randbits(64))
+        self._providers = Providers(host, self._dht.peer_routing, self._rng, unix_s)
         self._dht.provider_store = self._providers
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer other peers and keep the routing table meanwhile."""
-        async with background_trio_service(self._dht):
-            yield
+        async with background_trio_service(self._dht), trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_table)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _keep_table(self) -> None:
+        while True:
+            await trio.sleep(REFRESH_S * self._rng.uniform(0.75, 1.25))
+            await self.refresh()
+            self._dht.value_store.cleanup_expired()
+
+    async def refresh(self) -> None:
+        """Get to know who is closest to us, and some of those far away.
+
+        A random key is looked up for the peers on the way to it, so its three closest will do,
+        asked three at once as in Kademlia.
+        """
+        me = self._me.to_bytes()
+        with trio.move_on_after(LOOKUP_S):
+            await ask_closest(self._dht, me, self._closer(me))
+        for _ in range(RANDOM_KEYS):
+            key = self._rng.randbytes(32)
+            with trio.move_on_after(LOOKUP_S):
+                await ask_closest(self._dht, key, self._closer(key), heard=BETA, at_once=BETA)
+
+    async def _near(self, key: bytes) -> list[ID]:
+        """The twenty peers that are told something about `key`; the specification's end of a walk
+        to them: once the three closest have answered."""
+        return await ask_closest(self._dht, key, self._closer(key), heard=BETA)
+
+    def _closer(self, key: bytes) -> Ask:
+        return partial(closer_at, self._dht, key=key)
 
     async def add_peer(self, peer: ID) -> None:
         """Ask this connected peer too, once identify has told where it listens.
@@ -82,9 +124,10 @@ class Dht:
 
     async def provide(self, key: bytes) -> bool:
         """Tell the peers closest to `key` that we provide it; whether any of them knows now."""
+        self._providers.add_provider(key, PeerInfo(self._me, self._host.get_addrs()))
         with trio.move_on_after(LOOKUP_S):
-            told: bool = await self._providers.provide(key)
-            return told
+            near = await self._near(key)
+            return await tell_provider(self._dht, key, near) > 0
         return False
 
     async def find_providers(self, key: bytes) -> list[tuple[PeerId, list[str]]]:
@@ -92,7 +135,7 @@ class Dht:
         found = self._providers.get_providers(key)
 
         async def ask(peer: ID) -> list[ID]:
-            providers, closer = await library.providers_at(self._dht, peer, key)
+            providers, closer = await providers_at(self._dht, peer, key)
             found.extend(providers)
             return closer
 
@@ -103,9 +146,8 @@ class Dht:
     async def put_record(self, key: str, value: bytes) -> bool:
         """Store our signed record at the peers closest to its key; whether one of them took it."""
         with trio.move_on_after(LOOKUP_S):
-            near = await self._dht.peer_routing.find_closest_peers_network(key.encode())
-            others = [peer for peer in near if peer != self._me]
-            return await library.put_at(self._dht, key.encode(), value, others) > 0
+            near = await self._near(key.encode())
+            return await put_at(self._dht, key.encode(), value, near) > 0
         return False
 
     async def find_record(self, key: str) -> bytes | None:
@@ -115,7 +157,7 @@ class Dht:
         found: list[bytes] = []
 
         async def ask(peer: ID) -> list[ID]:
-            value, closer = await library.value_at(self._dht, peer, key.encode())
+            value, closer = await value_at(self._dht, peer, key.encode())
             if value is not None and best(key, [value], self._unix_s()) is not None:
                 found.append(value)
             return closer
@@ -134,9 +176,9 @@ class Dht:
             if peer not in addrs and len(addrs) == MAX_PROVIDERS:
                 break
             mine = addrs.setdefault(peer, [])
-            for addr in info.addrs[:MAX_ADDRS]:
-                if str(addr) not in mine and len(mine) < MAX_ADDRS:
-                    mine.append(str(addr))
+            for addr in readable(info.addrs[:MAX_ADDRS]):
+                if addr not in mine and len(mine) < MAX_ADDRS:
+                    mine.append(addr)
         return list(addrs.items())
 
 

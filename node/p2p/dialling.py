@@ -22,14 +22,14 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
+from node.addr_text import is_global, peer_in
 from node.p2p import library
-from node.p2p.addrs import circuit, dial_addr, is_global
+from node.p2p.addrs import circuit, dial_addr, readable
 from node.p2p.relay import Refused, Relay
 from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId
+from protocol.limits import MAX_ADDRS
 
-MAX_ADDRS = 8
-"""Addresses kept and tried of one peer."""
 MAX_KNOWN_PEERS = 4096
 """Peers whose addresses are kept; the one added longest ago is forgotten first."""
 DIAL_ADDR_S = 5.0
@@ -133,7 +133,8 @@ class Dialling:
         """What we were told, then what the peer itself said when it was connected."""
         addrs = list(self._addrs.get(peer, []))
         with contextlib.suppress(PeerStoreError):
-            said = (dial_addr(str(addr), peer) for addr in self._host.get_peerstore().addrs(id))
+            known = self._host.get_peerstore().addrs(id)
+            said = (dial_addr(addr, peer) for addr in readable(known))
             addrs += [addr for addr in said if addr is not None and addr not in addrs]
         return addrs[:MAX_ADDRS]
 
@@ -145,7 +146,8 @@ class Dialling:
         through = [addr for addr in addrs if circuit(addr) is not None]
         for n, addr in enumerate(direct):
             yield n * STAGGER_S, addr, partial(self._direct, addr, id)
-        first_s = RELAY_AFTER_S if any(is_global(addr) for addr in direct) else LAN_S * bool(direct)
+        is_far = any(is_global(str(addr)) for addr in direct)
+        first_s = RELAY_AFTER_S if is_far else LAN_S * bool(direct)
         for n, addr in enumerate(through):
             yield first_s + n * STAGGER_S, addr, partial(self._through, addr, id)
 
@@ -171,7 +173,7 @@ class Dialling:
 
     async def _direct(self, addr: Multiaddr, id: ID) -> None:
         port = library.listening_port(self._network)
-        if port and not self.is_public and is_global(addr) and str(addr).startswith("/ip4/"):
+        if port and not self.is_public and is_global(str(addr)) and str(addr).startswith("/ip4/"):
             try:
                 await self._network.dial_addr(addr, id, source=self.source())
                 return
@@ -183,7 +185,7 @@ class Dialling:
     async def _through(self, addr: Multiaddr, id: ID) -> None:
         relay_addr = circuit(addr)
         assert relay_addr is not None
-        relay = PeerId(str(relay_addr).rpartition("/p2p/")[2])
+        relay = peer_in(str(relay_addr))
         if relay == self._me:
             raise PeerUnavailable(relay, "the relay is this node itself")
         relay_id = ID.from_base58(relay)

@@ -23,7 +23,7 @@ LOOK_S = 30.0
 """Between two looks; a connection without a stream at two of them is idle.  A lookup takes seconds,
 and the next one, two minutes later, dials anew what it needs."""
 CLOSE_S = 1.0
-"""What closing a stream may take though it is cancelled: one small frame."""
+"""What closing a connection may take, or a stream though it is cancelled: one small frame."""
 
 
 async def hang_up_on_idle(network: Swarm, is_wanted: Callable[[ID], bool]) -> None:
@@ -42,7 +42,7 @@ async def hang_up_on_idle(network: Swarm, is_wanted: Callable[[ID], bool]) -> No
             and not is_wanted(connection.muxed_conn.peer_id)
         }
         for connection in found & idle:
-            with trio.move_on_after(1.0):
+            with trio.move_on_after(CLOSE_S):
                 await connection.close()
         idle = found - idle
         await trio.sleep(LOOK_S)

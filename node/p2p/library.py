@@ -1,7 +1,8 @@
-"""Where shoal reaches below the documented surface of py-libp2p, all in one file.
+"""Where shoal reaches below the documented surface of py-libp2p.
 
 Each piece says why and when it can go; tests/test_libp2p.py pins each, so that another
-version of the library fails there and not in a swarm.  Written against libp2p 0.8.1.
+version of the library fails there and not in a swarm.  Two larger ones have their own files:
+`node.p2p.yamux` and the closing of streams in `node.p2p.idle`.  Written against libp2p 0.8.1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP, TCPListener
@@ -216,6 +216,19 @@ class BoundedYamux(Yamux):
             stream.transport.blame(self.peer_id, reason)
 
 
+class QuietKad(KadDHT):
+    """The DHT without the library's maintenance, which grows with the swarm.
+
+    Every ten minutes it looks up a random key for each part of its routing table, and it splits
+    every part that is full: a part for about every fourteen peers known, not for each doubling of
+    the distance.  It also puts again what we provide, which expires sooner.  `node.p2p.dht`
+    refreshes instead.  Can go when the library splits the part that it is in, only.
+    """
+
+    async def _run_main_loop(self) -> None:
+        """Nothing."""
+
+
 # The library keeps 50,000 values of up to 1 MiB.
 value_store.MAX_VALUE_STORE_SIZE = MAX_VALUES  # type: ignore[attr-defined]
 
@@ -246,43 +259,6 @@ def is_port_in_use(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
-
-
-async def put_at(dht: KadDHT, key: bytes, value: bytes, peers: Sequence[ID]) -> int:
-    """Keep the value here and store it at these peers; how many of them took it.
-
-    `KadDHT.put_value` does the same and does not tell.  Can go when it does.
-    """
-    dht.value_store.put(key, value)
-    took = 0
-
-    async def put_one(peer: ID) -> None:
-        nonlocal took
-        took += await dht.value_store._store_at_peer(peer, key, value)
-
-    async with trio.open_nursery() as nursery:
-        for peer in peers:
-            nursery.start_soon(put_one, peer)
-    return took
-
-
-async def value_at(dht: KadDHT, peer: ID, key: bytes) -> tuple[bytes | None, list[ID]]:
-    """What a peer keeps under `key`, not validated, and who is closer; nobody: it is silent.
-
-    `KadDHT.get_value` answers from the local store and else may ask everybody.
-    """
-    told = await dht.value_store._get_from_peer(peer, key, return_closer_peers=True)
-    return cast(tuple[bytes | None, list[ID]], told)
-
-
-async def providers_at(dht: KadDHT, peer: ID, key: bytes) -> tuple[list[PeerInfo], list[ID]]:
-    """Whom a peer knows to provide `key`, and who is closer; nobody: it is silent.
-
-    `KadDHT.find_providers` keeps what it finds, as if the providers had said it just now.
-    """
-    found: tuple[list[PeerInfo], list[ID]]
-    found = await dht.provider_store._get_providers_from_peer_with_closers(peer, key)
-    return found
 
 
 def quiet_loggers() -> None:

@@ -17,8 +17,8 @@ from libp2p.abc import IHost
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
+from node.addr_text import CIRCUIT, without_peer
 from node.p2p import library
-from node.p2p.addrs import CIRCUIT
 from node.p2p.dialling import Dialling, is_relayed, root
 from node.p2p.punch import Punch
 from node.p2p.relay import Refused, Relay
@@ -77,6 +77,7 @@ class Links:
             host, lambda: library.observed(host), self.dialling.source, self._punching.add
         )
         self._relays: dict[PeerId, None] = {}
+        """That took a reservation of ours, the newest last."""
         self._nursery: trio.Nursery
         self.all: tuple[Link, ...] = ()
         """By peer.  May be read from any thread."""
@@ -132,9 +133,11 @@ class Links:
             for_s = await self.relay.reserve(id)
         except (*STREAM_ERRORS, Refused, trio.TooSlowError) as error:
             raise PeerUnavailable(relay, root(error)) from error
-        addrs = {
-            str(addr).partition("/p2p/")[0] for c in direct for addr in c.get_transport_addresses()
-        }
+        self._relays.pop(relay, None)
+        self._relays[relay] = None
+        if len(self._relays) > MAX_RELAYS:
+            del self._relays[next(iter(self._relays))]
+        addrs = {without_peer(str(addr)) for c in direct for addr in c.get_transport_addresses()}
         return for_s, [f"{addr}/p2p/{relay}/{CIRCUIT}/p2p/{self._me}" for addr in sorted(addrs)]
 
     def be_public(self, is_public: bool, relay_mbit: float) -> None:

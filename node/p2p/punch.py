@@ -22,7 +22,7 @@ from libp2p.relay.circuit_v2.dcutr import MAX_OBSERVED_ADDRS, DCUtRProtocol
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from node.p2p.addrs import is_global
+from node.addr_text import is_global
 
 PUNCH_S = 20.0
 """For all attempts together."""
@@ -93,7 +93,7 @@ class Punch(DCUtRProtocol):
         source: Source | None = None,
         as_responder: bool = False,
     ) -> None:
-        if not is_global(addr):  # of another LAN: who is on ours is dialled without a punch
+        if not is_global(str(addr)):  # of another LAN: who is on ours is dialled without a punch
             return
         async with trio.open_nursery() as nursery:
             if as_responder:

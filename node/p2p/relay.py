@@ -30,6 +30,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from node.p2p.budget import Budget
+from node.p2p.streams import RESET_S, STREAM_ERRORS
 
 RESERVATIONS = 128
 """Peers that may reserve here at once; the library's default is 4.  Each costs one idle
@@ -203,6 +204,6 @@ def _name(status: int) -> str:
 
 
 async def _reset(stream: Any) -> None:
-    """End a stream; what it then complains of is of no interest."""
-    with trio.move_on_after(1.0), suppress(Exception):
+    """End a stream, which may have ended with its connection."""
+    with trio.move_on_after(RESET_S), suppress(*STREAM_ERRORS):
         await stream.reset()

@@ -26,14 +26,14 @@ what any peer serves at once, so only a dead peer meets it."""
 READ_BYTES = 1 << 18
 """One read of a stream is no larger: the window that a Yamux stream starts with."""
 RESET_S = 1.0
-"""How long the last frame of a stream may wait for a peer that does not read."""
+"""How long a stream's last frame, or its reset, may wait for a peer that does not read."""
 
 STREAM_ERRORS = (BaseLibp2pError, OSError, EOFError, trio.ClosedResourceError)
 """How a stream of the library ends."""
 
 
 class Stream(Protocol):
-    """What is needed of a stream of the library; `node.p2p.yamux.LaneStream` has it."""
+    """What is needed of a stream of the library; `node.p2p.yamux_stream.LaneStream` has it."""
 
     async def read(self, most_bytes: int) -> bytes | bytearray | memoryview:
         """What has come, at most so much of it; it is the reader's from now on."""
