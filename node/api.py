@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from node.api_socket import close, listening
-from protocol.errors import ConfigError, LocalProtocolError
+from protocol.errors import ConfigError, LocalProtocolError, NotRunning
 
 CALL_DEADLINE_S = 5.0
 """A node answers in milliseconds; one whose loop hangs for seconds is to be named."""
@@ -332,7 +332,7 @@ class ApiClient:
                     raise LocalProtocolError(f"{route}: {response.status} {text[:200]}")
                 return await response.json()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            raise ConfigError(
+            raise NotRunning(
                 f"no node runs on the data directory {self._path.parent}: nobody answers at "
                 f"{self._path.name}; start one with `shoal up`, or give its --data-dir"
             ) from None

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from node.disk_thread import DiskThread
-from node.files import MAX_SET_ASIDE, SET_ASIDE, settle
+from node.files import SET_ASIDE, set_aside, settle
 from node.uncancelled import uncancelled
 from protocol import codec
 from protocol.errors import Malformed
@@ -260,7 +260,7 @@ def _mended(name: Digest, whole: Path, partial: Path, lasting: Path) -> Manifest
     log.warning(
         "blob broken on disk: its manifest does not read, and its bytes are not those of its name; "
         "%s; it is fetched again if a member has it, else put a good copy at %s and start again",
-        *(_set_aside(wrong), whole),
+        *(", ".join(set_aside(path) for path in wrong), whole),
     )
     return None
 
@@ -272,16 +272,6 @@ def _manifest_of_file(path: Path) -> Manifest | None:
             return manifest_of_chunks(iter(lambda: file.read(CHUNK_BYTES), b""))
     except ValueError:
         return None
-
-
-def _set_aside(paths: list[Path]) -> str:
-    """As `node.snapshots` does: names under which nobody reads or removes them; what was done."""
-    folder = paths[0].parent
-    for count in range(1, MAX_SET_ASIDE + 1):
-        if not any(folder.glob(f"*{SET_ASIDE}{count}")):
-            asides = [path.rename(f"{path}{SET_ASIDE}{count}") for path in paths]
-            return f"kept as {', '.join(aside.name for aside in asides)}"
-    return f"left as it is, for {MAX_SET_ASIDE} others are kept already: remove those"
 
 
 def what_is_here(folder: Path, name: Digest, blob: BlobFile | None) -> str:

@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -71,7 +71,9 @@ Name = Annotated[str | None, typer.Option(help="What status calls this node.")]
 def main() -> None:
     """Entry point: runs a command, turns errors into a sentence and an exit status."""
     try:
-        app(prog_name="shoal")
+        status = app(prog_name="shoal", standalone_mode=False)
+    except typer.TyperException as error:
+        _fail_to_parse(error)
     except ConfigError as error:
         _fail(error, BAD_INPUT)
     except ShoalError as error:
@@ -81,9 +83,21 @@ def main() -> None:
         if matched is None or rest is not None:
             raise
         _fail(_leaf(matched), BAD_INPUT)
+    sys.exit(status or 0)
 
 
-def _fail(error: BaseException, status: int) -> None:
+def _fail_to_parse(error: typer.TyperException) -> NoReturn:
+    """Say what is wrong with the command line; where it only lacks a command, show the commands."""
+    said = error.format_message()
+    if said.startswith("Usage: "):
+        print(said, file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    why = " ".join(said.split()).rstrip(".")
+    sentence = f"command line: {why[:1].lower()}{why[1:]}; --help tells what is expected"
+    _fail(ConfigError(sentence), BAD_INPUT)
+
+
+def _fail(error: BaseException, status: int) -> NoReturn:
     print(f"shoal: {telemetry.harmless(str(error), but=chr(10))}", file=sys.stderr)
     sys.exit(status)
 

@@ -178,7 +178,14 @@ def load_node_config(data_dir: Path | None, flags: Mapping[str, object]) -> Node
         cache_dir=Path(os.environ.get("SHOAL_CACHE") or home / ".cache/shoal").absolute(),
     )
     file = directory / "node.toml"
-    if file.exists():
+    try:
+        is_there = file.exists()
+    except OSError as error:
+        raise ConfigError(
+            f"data directory {directory}: {error.strerror}, expected one that can be read; correct "
+            "its rights or choose another one"
+        ) from error
+    if is_there:
         config = _updated(config, file, directory, read_toml(file))
     set_flags = {key: value for key, value in flags.items() if value is not None}
     return _updated(config, "command line", Path.cwd(), set_flags)

@@ -46,6 +46,8 @@ class Offers:
         self._asked: dict[bool, asyncio.Future[Checkpoint | None]] = {}
         """The answer to all who ask now for a checkpoint that is still to be made."""
         self._is_asked = asyncio.Event()
+        self.trouble: str | None = None
+        """Why joiners get nothing newer from us, until it is over."""
 
     async def run(self) -> None:
         """Make what is asked for, until cancelled."""
@@ -106,9 +108,12 @@ class Offers:
         except WorkerLost as error:
             log.warning("no new checkpoint: reason=%s", error)
         except NoSpace as error:
-            log.warning("no new checkpoint: reason=%s", error)
+            if self.trouble is None:
+                log.warning("no new checkpoint: reason=%s", error)
+            self.trouble = f"no room for a checkpoint, so nobody can join from here: {error}"
             await self._forget()  # so that there is room when we are asked again
         else:
+            self.trouble = None
             await self._keep(newest)
             self._made[at_base] = stood, newest
             return newest

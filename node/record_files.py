@@ -61,17 +61,12 @@ class RecordFiles:
         self._directory.mkdir(parents=True, exist_ok=True)
         for left in self._directory.glob("*.new"):
             left.unlink()  # from a kill between writing and renaming
-        for path in sorted(self._directory.glob("*.record")):
-            try:
-                with path.open("rb") as file:
-                    data = file.read(MAX_FILE_BYTES + 1)
-                merge_parcel(replica, codec.decode(Parcel, data, max_bytes=MAX_FILE_BYTES))
-            except (Malformed, OSError) as error:
-                log.warning(
-                    "record set aside: the record of %s on disk is broken (%s); the file is %s, "
-                    "and the record will be fetched from the other peers",
-                    *(short(path.stem), error, set_aside(path)),
-                )
+        for path, error in merge_files(self._directory, replica):
+            log.warning(
+                "record set aside: the record of %s on disk is broken (%s); the file is %s, "
+                "and the record will be fetched from the other peers",
+                *(short(path.stem), error, set_aside(path)),
+            )
 
     async def saved(self, records: Sequence[Record], *, durable: bool) -> bool:
         """Save in a thread; False, and one sentence in the log, if the disk refuses.
@@ -140,3 +135,16 @@ class RecordFiles:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def merge_files(directory: Path, replica: Replica) -> list[tuple[Path, Exception]]:
+    """Merge the records in a directory, changing nothing there; those that do not read, and why."""
+    broken: list[tuple[Path, Exception]] = []
+    for path in sorted(directory.glob("*.record")):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            merge_parcel(replica, codec.decode(Parcel, data, max_bytes=MAX_FILE_BYTES))
+        except (Malformed, OSError) as error:
+            broken.append((path, error))
+    return broken

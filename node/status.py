@@ -105,7 +105,12 @@ def trouble_of(member: Member | None) -> str | None:
     """What the operator should see to: of the training first."""
     if member is None:
         return None
-    return member.journal.trouble or (member.protection.trouble if member.protection else None)
+    training, protection = member.training, member.protection
+    return (
+        member.journal.trouble
+        or (training.offers.trouble if training else None)
+        or (protection.trouble if protection else None)
+    )
 
 
 def changed(settings: RunSpec | None, changes: Sequence[InForce]) -> dict[str, str]:

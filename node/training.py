@@ -93,8 +93,7 @@ class Training:
         self._told_behind = -AGAIN_S
         self._away_until = 0.0
         """Until then what is seen of the members is what we come back to."""
-        self._saved = asyncio.Event()
-        """A snapshot is on disk."""
+        self._snapshot_saved = asyncio.Event()
         self._resumed: asyncio.Queue[wire.Ready] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
         self.learner = Learner(
@@ -165,17 +164,17 @@ class Training:
         self.journal.enter("finished")
         log.info("run finished: round=%d", self.journal.round)
         while True:
-            self._saved.clear()
+            self._snapshot_saved.clear()
             self.val_end = await self._evaluate()
-            await self._saved.wait()
+            await self._snapshot_saved.wait()
             await self._no_more_saved()
 
     async def _no_more_saved(self) -> None:
         with contextlib.suppress(TimeoutError):
             while True:
-                self._saved.clear()
+                self._snapshot_saved.clear()
                 async with asyncio.timeout(QUIET_S):
-                    await self._saved.wait()
+                    await self._snapshot_saved.wait()
 
     async def received(self, event: Received) -> None:
         """A round message; waits while the trainer is behind."""
@@ -263,7 +262,7 @@ class Training:
 
     def _on_saved(self, saved: Saved) -> None:
         self.journal.saved(saved)
-        self._saved.set()
+        self._snapshot_saved.set()
 
     def _on_resumed(self, ready: wire.Ready) -> None:
         if self._resumed.full():

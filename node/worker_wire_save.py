@@ -1,4 +1,4 @@
-"""What a node and its worker say to each other about snapshots; see `node.worker_wire`."""
+"""What the node and its worker say to each other about snapshots; see `node.worker_wire`."""
 
 from __future__ import annotations
 

@@ -26,6 +26,10 @@ class ConfigError(ShoalError):
     """A setting or an input of the operator is wrong: what was found, expected, to do."""
 
 
+class NotRunning(ConfigError):
+    """No node runs on a data directory."""
+
+
 class LocalProtocolError(ShoalError):
     """This node tried to do something the protocol forbids."""
 

@@ -258,7 +258,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", [*BROKEN, "gone"])
-@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"])
+@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"], ids=["whole", "partial"])
 async def test_a_broken_manifest_is_made_anew_from_good_bytes(
     tmp_path: Path, damage: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,7 +296,7 @@ async def test_bytes_are_hashed_in_a_thread_while_others_are_served(
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
-@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"])
+@pytest.mark.parametrize("name", [HEX, f"{HEX}.partial"], ids=["whole", "partial"])
 async def test_what_is_broken_past_mending_is_kept_under_another_name_and_fetched_anew(
     tmp_path: Path, damage: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,7 +309,7 @@ async def test_what_is_broken_past_mending_is_kept_under_another_name_and_fetche
     (tmp_path / HEX).rename(tmp_path / name)
     store = await opened(tmp_path)
     kept = {file: (tmp_path / file).read_bytes() for file in names(tmp_path)}
-    of_bytes, of_manifest = f"{name}.unusable-1", f"{HEX}.manifest.unusable-1"
+    of_bytes, of_manifest = f"{name}.unusable-1", f"{HEX}.manifest.unusable-2"
     both = {of_bytes: spoilt, of_manifest: broken}
     assert kept == ({of_bytes: spoilt} if damage == "gone" else both)
     assert f"; kept as {of_bytes}" in caplog.text

@@ -81,6 +81,11 @@ async def asked(path: Path, *arguments: str) -> Result:
         (("demo", "--nodes", "0"), "shoal: command line: --nodes is 0, expected 1 to 16"),
         (("demo", "--nodes", "1", "--kill-one"), "shoal: command line: --nodes is 1, expected 2"),
         (("demo", "--json", "/none/x"), "shoal: /none/x: there is no such directory"),
+        (("set", "inner.lr", "-1"), "shoal: command line: no such option: -1; --help tells what"),
+        (("sample", "--tokens", "abc"), "shoal: command line: invalid value for '--tokens': "),
+        (("join",), "shoal: command line: missing argument 'ticket'; --help tells what is"),
+        (("jion", "\x1b[2J\n"), "shoal: command line: no such command 'jion'"),
+        (("status", "--data-dir", "x" * 300), "shoal: data directory /"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -94,6 +99,16 @@ def test_bad_input_is_one_sentence_and_status_2(
     code, out, err = in_process(capsys, monkeypatch, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(sentence)
+
+
+def test_without_a_command_all_of_them_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = in_process(capsys, monkeypatch)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: shoal [OPTIONS] COMMAND [ARGS]...\n")
+    assert "  join " in err
+    assert in_process(capsys, monkeypatch, "--help") == (0, err, "")
 
 
 async def test_the_creators_commands_ask_its_node_and_tell_what_it_says(tmp_path: Path) -> None:
@@ -123,7 +138,7 @@ async def test_the_creators_commands_ask_its_node_and_tell_what_it_says(tmp_path
 def test_an_unknown_command_is_refused_without_a_traceback() -> None:
     code, out, err = shoal("jion")
     assert (code, out) == (2, "")
-    assert "No such command 'jion'" in err
+    assert err.startswith("shoal: command line: no such command 'jion'")
     assert "Traceback" not in err
 
 

@@ -10,7 +10,21 @@ from pathlib import Path
 import pytest
 from real_nodes import POLL_S, RUN, said, ticket_of, until
 
+from node.keys import DataDir
 from node.local_swarm import ROOT, Child, LocalSwarm
+from node.trained import Trained, read_trained, validation_loss
+
+SPSA = """
+[inner]
+batch = 2
+
+[trainer]
+kind = "spsa"
+inner_steps = 20
+trainable = ["tokens.weight", "*.bias", "*norm*"]
+lr = 4e-3
+base_scalars = 400
+"""
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
@@ -144,3 +158,32 @@ async def test_a_run_that_its_creator_stopped_ends_everywhere_and_takes_no_joine
 
         back = await again(swarm, other)  # a member is let in
         await until(swarm, lambda: are("finished", back))
+
+
+async def test_after_a_stop_members_of_an_spsa_run_come_to_export_the_very_same_weights(
+    tmp_path: Path,
+) -> None:
+    """Who is done goes on adding what the others measure: its file and its figure follow."""
+    async with LocalSwarm(tmp_path) as swarm:
+        file = run_file_in(swarm, tmp_path)
+        file.write_text(file.read_text().partition("[inner]")[0] + SPSA)
+        creator = await swarm.start("node1", "run", "create", str(file))
+        ticket = await ticket_of(swarm, creator)
+        everyone = (creator, *[await swarm.start(f"node{n}", "join", ticket) for n in (2, 3)])
+        await until(swarm, lambda: all(c.status and c.status["round"] >= 3 for c in everyone))
+        assert (await order(creator, "stop"))[0] == 0
+        await until(swarm, lambda: are("finished", *everyone))
+
+        def saved() -> list[Trained]:
+            return [read_trained(DataDir(child.directory)) for child in everyone]
+
+        def are_one() -> bool:
+            first, *others = saved()
+            return all(first.weights_P.equal(other.weights_P) for other in others)
+
+        def agree() -> bool:
+            ends = {said(child)["val"]["end"] for child in everyone}
+            return are_one() and ends == {validation_loss(DataDir(creator.directory), saved()[0])}
+
+        await until(swarm, agree)
+        assert max(said(child)["round"] for child in everyone) < 4000

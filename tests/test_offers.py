@@ -93,8 +93,11 @@ def test_a_full_disk_offers_nothing_and_makes_room_for_the_next_who_asks(tmp_pat
         await exported(node)
         node.at_round(2)
         assert await node.offers.checkpoint() is None
+        troubles = [node.offers.trouble]
         assert (await exported(node)).round == 2
         assert node.held() == {name_of(2)}
+        trouble = "no room for a checkpoint, so nobody can join from here: disk quota: no room"
+        assert [*troubles, node.offers.trouble] == [trouble, None]
 
     in_virtual_time(run())
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from disks import unlistable
 from small_run import TEXT
 from tokenizers import pre_tokenizers
 from trained_run import TrainedRun, trained_run
@@ -22,6 +23,7 @@ from node.sample import (
     sample_model,
     text_of,
 )
+from node.snapshots import SnapshotPlace, snapshot_name
 from protocol.errors import ConfigError
 from trainers.tokenizer import encode, load_tokenizer, train_tokenizer
 
@@ -126,6 +128,31 @@ def test_an_option_out_of_range_is_one_sentence(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{sentence}"):
         sample_model(options(trained_run(tmp_path, 3), **changes))
+
+
+def test_a_newest_snapshot_that_cannot_be_opened_is_told_and_the_one_before_is_used(
+    tmp_path: Path,
+) -> None:
+    run = trained_run(tmp_path, 3)
+    newest = run.directory.worker / snapshot_name(SnapshotPlace(4, 80))
+    newest.symlink_to(newest)
+    found = sample_model(options(run))
+    assert found.note == f"{newest.name}: Too many levels of symbolic links"
+    newest.unlink()
+    assert "".join(found.pieces) == sampled(run)
+
+
+def test_a_folder_of_snapshots_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained_run(tmp_path, 3)
+    unlistable(monkeypatch, run.directory.worker)
+    with pytest.raises(ConfigError) as error:
+        sample_model(options(run))
+    assert str(error.value) == (
+        f"{run.directory.worker}: Permission denied, expected a directory of snapshots; correct "
+        "its rights"
+    )
 
 
 @pytest.mark.libp2p

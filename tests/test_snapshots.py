@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import mounted
+from disks import mounted, unlistable
 from safetensors.torch import save, save_file
 
 from node import snapshots
@@ -23,9 +23,12 @@ from node.snapshots import (
     SPARE_BYTES,
     UNFINISHED,
     NoSnapshot,
+    SnapshotPlace,
     remove_unfinished,
     sealed,
     snapshot_files,
+    snapshot_name,
+    snapshots_seen,
 )
 from node.worker_files import load_newest, save_snapshot
 from protocol.errors import Malformed
@@ -174,6 +177,32 @@ def test_with_nothing_usable_every_file_is_named_and_none_is_lost(tmp_path: Path
     assert snapshot_files(tmp_path) == []  # so the node goes the joiner's way at once
     with pytest.raises(NoSnapshot, match="no snapshot in"):
         load_newest(tmp_path, RUN, COUNT)
+
+
+@pytest.mark.parametrize("round", [2, 9])
+def test_what_the_disk_does_not_give_is_left_as_it_is_and_the_reason_is_its_own(
+    tmp_path: Path, round: int
+) -> None:
+    """The newest is read, of an older one only what it says of itself."""
+    (good,) = saved(tmp_path, 5)
+    refused = tmp_path / snapshot_name(SnapshotPlace(round, 0))
+    refused.symlink_to(refused)
+    _, _, note = load_newest(tmp_path, RUN, COUNT)
+    assert note == f"{refused.name}: Too many levels of symbolic links; left as it is"
+    assert {path.name for path in tmp_path.iterdir()} == {good.name, refused.name}
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1)
+    unlistable(monkeypatch, tmp_path)
+    with pytest.raises(PermissionError):
+        load_newest(tmp_path, RUN, COUNT)
+    assert snapshots_seen(tmp_path) == []
+    monkeypatch.undo()
+    assert snapshots_seen(tmp_path) == snapshot_files(tmp_path) != []
+    assert snapshot_files(tmp_path / "none") == []
 
 
 def test_so_many_bad_files_are_kept_and_no_more(tmp_path: Path) -> None:

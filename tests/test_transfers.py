@@ -310,9 +310,9 @@ def corpus(
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """The test's own time limit ends it."""
-    while not is_so():  # noqa: ASYNC110  fetches go on meanwhile
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110  fetches go on meanwhile
+            await asyncio.sleep(0)
 
 
 def test_a_report_says_how_much_is_here_how_fast_and_from_how_many() -> None:

@@ -19,7 +19,7 @@ from node import worker_wire_spsa
 from node.arena import Arena
 from node.blobstore import BlobStore
 from node.learner import Learner, StartRefused
-from node.snapshots import NoSnapshot, snapshot_files
+from node.snapshots import NoSnapshot, SnapshotPlace, snapshot_files, snapshot_name
 from node.telemetry import Waits
 from node.worker_materials import Materials, initial_slow
 from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
@@ -331,6 +331,18 @@ def test_a_sum_on_disk_is_read_as_it_was_and_the_newest_three_are_kept(tmp_path:
     assert "00000002" in note
     with pytest.raises(NoSnapshot, match="no snapshot in"):
         load_newest_sum(tmp_path / "away", run.spec.run)
+
+
+def test_a_sum_that_the_disk_does_not_give_is_left_out_for_its_own_reason(tmp_path: Path) -> None:
+    run = small_run(tmp_path, CONFIG)
+    save_sum(tmp_path, run.spec.run, saved(run, step=5), initial_slow(run.spec).phi_P)
+    refused = tmp_path / snapshot_name(SnapshotPlace(4, 80))
+    refused.symlink_to(refused)
+    found, note = load_newest_sum(tmp_path, run.spec.run)
+    assert (found.step, note) == (
+        5,
+        f"{refused.name}: Too many levels of symbolic links; left as it is",
+    )
 
 
 def test_a_sum_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None:
