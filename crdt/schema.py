@@ -9,8 +9,8 @@
     Control       what the creator wants
 
 How they lie in the author's document is in `crdt.values`.  Everything is a claim of the author
-about itself; what its partners' records say of it is in `node.contributions`.  It is written at
-most once a round; live telemetry is presence, not record.
+about itself; what its partners' records say of it is in `node.records.contributions`.  It is
+written at most once a round; live telemetry is presence, not record.
 """
 
 from __future__ import annotations

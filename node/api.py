@@ -2,7 +2,7 @@
 
     GET  /status    what the node does now, see `Status`
     GET  /peers     the members that it sees, see `PeerStatus`
-    GET  /contributions    who trained how much, see `node.contributions`
+    GET  /contributions    who trained how much, see `node.records.contributions`
     GET  /events    the status as JSON lines, one whenever it changed, twice a second at most
     POST /leave     say goodbye to the run and stop
     POST /order     for the creator: pause, resume, stop, set, see `node.control.Order`
@@ -156,7 +156,7 @@ class PeerStatus(TypedDict, total=False):
 
 
 class Contributions(TypedDict):
-    """The ledger; rows are as in `node.contributions.Contribution`."""
+    """The ledger; rows are as in `node.records.contributions.Contribution`."""
 
     records: str
     """One hash over all records: equal ledgers come from equal records."""

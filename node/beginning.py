@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from node import late_join
-from node import worker_wire as wire
-from node.blobstore import NoSpace
+from node.blobs.store import NoSpace
 from node.donors import Members
 from node.journal import FIRST_ROUND, Journal
 from node.late_join import Choice
 from node.learner import Learner, StartRefused
-from node.protection_around import Shared, UseShared
+from node.protection.around import Shared, UseShared
+from node.worker import wire
 from protocol.algorithms import GroupConfig, NolocoConfig, SpsaConfig
 from protocol.errors import Malformed, PeerError, PeerUnavailable, WorkerLost
 from protocol.ids import PeerId, short
@@ -77,7 +77,7 @@ class Beginning:
         Args:
             live: the members that are alive now.
             recover: puts our newest protected snapshot on disk, if members hold one
-                (`node.protection`); is given a way to what all members of a group share.
+                (`node.protection.protection`); is given a way to what all members of a group share.
         """
         self._spec = spec
         self._me = me
@@ -182,7 +182,7 @@ class Beginning:
         return [p.peer for p in sorted(donors, key=lambda p: p.round, reverse=True)]
 
     async def _shared(self, use: UseShared) -> None:
-        """What all members of a group share, for `node.protection`.
+        """What all members of a group share, for `node.protection.protection`.
 
         Raises:
             PeerError: nobody gave any that can be trusted, and was of use, in `SHARED_S`.

@@ -337,7 +337,7 @@ def sim(
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's.")] = None,
 ) -> None:
     """Simulate a swarm of many peers under virtual time."""
-    from node.sim_command import Options, main  # here, for it brings numpy
+    from node.sim.command import Options, main  # here, for it brings numpy
 
     main(Options(scenario=scenario, json_file=json_file, figure=figure, seed=seed))
 

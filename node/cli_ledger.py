@@ -14,9 +14,9 @@ from node import keys, view
 from node.api import ApiClient, Contributions
 from node.cli_node import DataDir, ask
 from node.config import load_node_config
-from node.contributions import told
 from node.founding import resumed
-from node.record_files import merge_files
+from node.records.contributions import told
+from node.records.files import merge_files
 from protocol.algorithms import GroupConfig
 from protocol.errors import ConfigError, NotRunning
 from protocol.ids import short

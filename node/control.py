@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from crdt import schema
 from crdt.schema import Content
 from node.journal import PAUSE_S, Journal
-from node.records import Records
+from node.records.records import Records
 from node.training import Training
 from protocol.changes import Change, checked
 from protocol.errors import ConfigError

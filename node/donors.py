@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from node.blobs.transfers import NotFetched, Transfers
 from node.ports import Rpc
 from node.telemetry import Waits
-from node.transfers import NotFetched, Transfers
 from protocol import codec, rpc
 from protocol.algorithms import SpsaConfig
 from protocol.envelope import Domain, verify

@@ -14,7 +14,7 @@ from typing import assert_never
 
 from node import corpus
 from node.addr_text import peer_in
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.config import NodeConfig
 from node.files import write_atomically
 from node.keys import DataDir, apart

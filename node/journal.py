@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from crdt.schema import MAX_LOSS, ClosedRound, Content, Progress
-from node.tally import Due, Tally, counted
+from node.records.tally import Due, Tally, counted
 from node.telemetry import Rounds, Waits
-from node.worker_wire_save import Saved
+from node.worker.wire_save import Saved
 from protocol.changes import InForce, spec_in, value_of
 from protocol.ids import Digest, PeerId, Round, short
 from protocol.messages import Decision, Exchange

@@ -18,16 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from node import worker_wire as wire
-from node import worker_wire_spsa as wire_spsa
 from node.arena import Arena
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.snapshots import snapshot_files
 from node.telemetry import Waits
-from node.worker_life import DEADLINE_S, SPAWN_S, WorkerLife, log_ready
-from node.worker_wire_control import ChangeSettings
-from node.worker_wire_join import MakeSketch, Sketched
-from node.worker_wire_save import Save, Saved, SaveDone, SaveFailed
+from node.worker import wire, wire_spsa
+from node.worker.life import DEADLINE_S, SPAWN_S, WorkerLife, log_ready
+from node.worker.wire_control import ChangeSettings
+from node.worker.wire_join import MakeSketch, Sketched
+from node.worker.wire_save import Save, Saved, SaveDone, SaveFailed
 from protocol.errors import ConfigError, LocalProtocolError, PayloadRefused, ShoalError, WorkerLost
 from protocol.ids import Digest, Round
 from protocol.messages import Checkpoint

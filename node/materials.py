@@ -12,12 +12,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from node import worker_wire as wire
+from node.blobs.transfers import FETCH_S, NotFetched, Transfers
 from node.config import NodeConfig
 from node.founding import HeldRun
 from node.keys import DataDir
 from node.telemetry import Waits
-from node.transfers import FETCH_S, NotFetched, Transfers
+from node.worker import wire
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, short
 from protocol.spec import BlobRef, SignedSpec
@@ -192,7 +192,7 @@ class Report:
             await asyncio.sleep(REPORT_S)
 
     def told(self, held_bytes: int, size_bytes: int, donors: int) -> None:
-        """See `node.transfers.Progress`."""
+        """See `node.blobs.transfers.Progress`."""
         if self._first_bytes is None:
             self._first_bytes = held_bytes
         self._held_bytes, self._size_bytes, self._donors = held_bytes, size_bytes, donors

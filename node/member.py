@@ -18,9 +18,9 @@ from crdt.membership import Standing, candidates, standings, states_of
 from crdt.replica import Replica
 from crdt.schema import Content
 from node import founding
-from node import worker_wire as wire
 from node.arena import Arena
-from node.blob_providers import BlobProviders
+from node.blobs.providers import BlobProviders
+from node.blobs.transfers import Transfers
 from node.control import Control
 from node.discovery import Discovery
 from node.donors import Members
@@ -31,16 +31,16 @@ from node.materials import first_contact, worker_setup
 from node.peer_cache import PeerCache
 from node.presence import Boot, Facts, PresenceService
 from node.presence_view import PresenceView
-from node.protection import Protection
-from node.protection_around import Surroundings
-from node.record_files import RecordFiles
-from node.records import Records
+from node.protection.around import Surroundings
+from node.protection.protection import Protection
+from node.records.files import RecordFiles
+from node.records.records import Records
+from node.records.tally import Tally
 from node.rpc import Refused
 from node.services import Services
 from node.snapshots import snapshot_files
-from node.tally import Tally
 from node.training import Training
-from node.transfers import Transfers
+from node.worker import wire
 from node.world import World
 from protocol.ids import PeerId, short
 from protocol.messages import BEGUN, Checkpoint

@@ -17,7 +17,7 @@ from typing import assert_never
 
 from node import api, founding
 from node.addr_text import is_global, is_loopback, port_of
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.bridge import Bridge
 from node.config import BootstrapOnly, CreateRun, JoinRun, Mode, NodeConfig, Resume
 from node.control import order_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from node import worker_wire as wire
 from node.arena import ArenaFull
 from node.journal import Journal
 from node.learner import InnerResult, Learner
-from node.tally import Due
-from node.worker_wire_control import ChangeSettings
+from node.records.tally import Due
+from node.worker import wire
+from node.worker.wire_control import ChangeSettings
 from protocol.changes import InForce
 from protocol.errors import ConfigError, PayloadRefused
 from protocol.ids import Digest, PeerId, Round

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from dataclasses import replace
 
-from node.blobstore import BlobStore, NoSpace
+from node.blobs.store import BlobStore, NoSpace
 from node.journal import Journal
 from node.learner import Learner, StartRefused
 from protocol.errors import WorkerLost

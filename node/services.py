@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from node.blobstore import Held
+from node.blobs.store import Held
 from node.rpc import Refused
 from protocol import codec, hello, rpc
 from protocol.envelope import Domain, Signer, verify
@@ -64,7 +64,7 @@ class Blobs(Protocol):
 
 
 class Protection(Protocol):
-    """Shards of members' snapshots; see `node.protection`."""
+    """Shards of members' snapshots; see `node.protection.protection`."""
 
     async def protect(self, peer: PeerId, call: ProtectCall) -> Holding: ...
 

@@ -3,7 +3,7 @@
 A name that ends in `.safetensors` is always a whole file: it is written in a folder beside,
 flushed, and renamed.  What is found broken or of another run gets another name and stays, so
 that nothing somebody may miss is overwritten.  For whoever looks at the directory without torch;
-`node.worker_files` and `node.worker_sums` know what is inside.
+`node.worker.files` and `node.worker.sums` know what is inside.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from crdt.schema import Content
 from node.api import LinkTraffic, PeerStatus, Reachable, Status
-from node.contributions import told
 from node.exchange import ScalarTraffic
 from node.founding import with_addrs
 from node.keys import DataDir
@@ -18,6 +17,7 @@ from node.member import Member
 from node.p2p.counters import PeerTraffic, Traffic
 from node.p2p.links import Link
 from node.pieces import DIRECT, cuts
+from node.records.contributions import told
 from node.snapshots import snapshots_seen
 from node.telemetry import Rounds, Waits
 from protocol import codec, rpc

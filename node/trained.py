@@ -14,8 +14,8 @@ from torch import Tensor
 
 from node.keys import DataDir
 from node.snapshots import snapshot_files, snapshot_place
-from node.worker_files import read_weights
-from node.worker_materials import read_validation
+from node.worker.files import read_weights
+from node.worker.materials import read_validation
 from protocol.errors import ConfigError, Malformed
 from protocol.fragments import num_parameters
 from protocol.ids import Round, short

@@ -18,10 +18,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from node import worker_wire as wire
 from node.arena import Arena
 from node.beginning import REJOIN_S, Beginning, Recover
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.donors import Members
 from node.driver import Driver
 from node.exchange import Exchange
@@ -29,7 +28,8 @@ from node.journal import Journal
 from node.learner import Learner
 from node.noted_learner import NotedLearner, resumed
 from node.offers import Offers
-from node.worker_wire_save import Saved
+from node.worker import wire
+from node.worker.wire_save import Saved
 from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
 from protocol.errors import WorkerLost

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.bridge import Bridge
 from node.config import NodeConfig
 from node.keys import DataDir

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from node.worker_files import read_weights
-from node.worker_materials import initial_slow, read_validation
+from node.worker.files import read_weights
+from node.worker.materials import initial_slow, read_validation
 from protocol import codec
 from protocol.errors import Malformed
 from protocol.fragments import num_parameters

@@ -10,9 +10,9 @@ from typing import Any
 
 from wire import carried
 
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
+from node.blobs.transfers import Transfers
 from node.rpc import Refused
-from node.transfers import Transfers
 from protocol import codec, rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable

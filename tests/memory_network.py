@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from node.driver import Driver
-from node.sim_toy import ToyLearner
+from node.sim.toy import ToyLearner
 from protocol.changes import InForce
 from protocol.errors import PeerUnavailable, WorkerLost
 from protocol.ids import Digest, PeerId, Round

@@ -17,8 +17,8 @@ from wire import carried
 from crdt.record import Record
 from crdt.replica import Replica
 from crdt.schema import Content
-from node.record_files import RecordFiles
-from node.records import ASK_S, Records
+from node.records.files import RecordFiles
+from node.records.records import ASK_S, Records
 from node.telemetry import Waits
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable

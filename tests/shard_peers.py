@@ -17,12 +17,12 @@ from samples import PRESENCE, spec
 from small_run import MODEL
 from wire import carried
 
-from node.protection import Protection
-from node.protection_around import Surroundings, UseShared
-from node.protection_owner import Placing
+from node.protection.around import Surroundings, UseShared
+from node.protection.owner import Placing
+from node.protection.protection import Protection
 from node.snapshots import snapshot_files
 from node.telemetry import Waits
-from node.worker_files import checkpoint_bytes, save_snapshot
+from node.worker.files import checkpoint_bytes, save_snapshot
 from protocol.algorithms import DilocoConfig, NolocoConfig
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
@@ -149,7 +149,7 @@ class Peer:
         return await self.protection.recover(self.use_shared)
 
     async def use_shared(self, use: UseShared) -> None:
-        """`node.protection_around.Shared`: everybody gives the same."""
+        """`node.protection.around.Shared`: everybody gives the same."""
         shared = self.swarm.shared
         if shared is None:
             raise PeerUnavailable(self.id, "nobody gives any")
@@ -158,7 +158,7 @@ class Peer:
         await use(Checkpoint(shared.round, digest_of(data), len(data), shared.digest()))
 
     async def bytes_of(self, digest: Digest) -> bytes:
-        """`node.protection_around.Blobs`."""
+        """`node.protection.around.Blobs`."""
         return self.store[digest]
 
     async def call(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from node import worker_wire as wire
+from node.worker import wire
 from protocol import codec
 from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.envelope import Signer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from node.sim import World
+from node.sim.world import World
 from protocol.algorithms import SpsaConfig, TrainerConfig
 from protocol.ids import Digest, PeerId, digest_of, peer_id
 from protocol.model import GptConfig, InnerConfig

@@ -11,8 +11,8 @@ from samples import CREATOR, OTHER, PRESENCE
 from training_parts import R0, R1, Node, numbers
 from virtual_time import in_virtual_time
 
-from node import worker_wire as wire
 from node.beginning import ALONE_S, ORPHANED_S, REJOIN_S, SHARED_S, VOUCHED_S
+from node.worker import wire
 from protocol.algorithms import DilocoConfig, SpsaConfig
 from protocol.envelope import Signer
 from protocol.errors import Malformed, PeerUnavailable

@@ -9,7 +9,7 @@ from typing import cast
 from blob_world import ALICE, BOB, CAROL, RUN
 from virtual_time import in_virtual_time
 
-from node.blob_providers import (
+from node.blobs.providers import (
     AGAIN_S,
     LOOK_S,
     MAX_CANDIDATES,

@@ -16,9 +16,9 @@ import pytest
 from blob_world import ref_of
 from disks import mounted
 
-from node import blob_files
-from node.blob_files import BlobFile
-from node.blobstore import RECENT_CHUNKS, BlobStore, Held, NoSpace, on_disk
+from node.blobs import files as blob_files
+from node.blobs.files import BlobFile
+from node.blobs.store import RECENT_CHUNKS, BlobStore, Held, NoSpace, on_disk
 from node.files import MAX_SET_ASIDE
 from protocol import codec
 from protocol.manifest import (

@@ -20,8 +20,8 @@ from virtual_time import in_virtual_time
 from crdt.schema import ClosedRound, Content, Member, NoView, Progress, Totals, View
 from node import view
 from node.api import Contributions
-from node.contributions import Contribution, ledger, told, total
-from node.record_sync import SYNC_S
+from node.records.contributions import Contribution, ledger, told, total
+from node.records.sync import SYNC_S
 from protocol.envelope import Signer
 from protocol.ids import Digest, PeerId, Round
 

@@ -20,8 +20,8 @@ from crdt.membership import states_of
 from crdt.schema import Content, Member, NoView, View
 from node.control import HEARD_S, WRITTEN_S, Control, Order, order_of
 from node.journal import PAUSE_S, Journal
-from node.records import Records
-from node.tally import Tally
+from node.records.records import Records
+from node.records.tally import Tally
 from node.telemetry import Waits
 from node.training import Training
 from protocol import codec

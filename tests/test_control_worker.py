@@ -12,9 +12,9 @@ from small_run import MODEL, SmallRun, small_run
 from test_learner import R0, R1, alone, peer
 from test_worker_loop import Loop
 
-from node import worker_wire as wire
-from node.worker_loop import Goal
-from node.worker_wire_control import ChangeSettings
+from node.worker import wire
+from node.worker.loop import Goal
+from node.worker.wire_control import ChangeSettings
 from protocol.algorithms import DilocoConfig, NolocoConfig, SyncConfig, TrainerConfig
 from protocol.changes import Change, InForce
 from protocol.errors import PayloadRefused

@@ -12,11 +12,11 @@ from samples import OTHER, spec
 from wire import carried
 
 from node import donors, materials
-from node.blobstore import BlobStore, NoSpace
+from node.blobs.store import BlobStore, NoSpace
+from node.blobs.transfers import Transfers
 from node.donors import HEADER_BYTES, SHARED_BYTES, Members
 from node.materials import fetch_blob
 from node.telemetry import Waits
-from node.transfers import Transfers
 from protocol import codec, rpc
 from protocol.envelope import Domain
 from protocol.errors import PeerUnavailable, RemoteProtocolError

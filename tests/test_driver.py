@@ -17,7 +17,7 @@ from memory_network import (
 from virtual_time import in_virtual_time
 
 from node.driver import MAX_OUTBOXES, OUTBOX_MESSAGES, Driver
-from node.sim_toy import ToyLearner
+from node.sim.toy import ToyLearner
 from protocol.algorithms import NolocoConfig
 from protocol.changes import InForce
 from protocol.errors import PayloadRefused, PeerUnavailable, WorkerLost

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from node import erasure
-from node.erasure import SEGMENT_BYTES, ErasureCode, NotDecodable
+from node.protection import erasure
+from node.protection.erasure import SEGMENT_BYTES, ErasureCode, NotDecodable
 
 LAYOUTS = [(k, n - k) for n in range(2, 9) for k in range(1, n)]
 

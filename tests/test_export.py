@@ -23,9 +23,9 @@ from node.config import load_node_config
 from node.export import Exported, Options, export_model
 from node.local_swarm import ROOT
 from node.trained import read_trained
-from node.worker_files import read_weights
-from node.worker_materials import initial_slow
-from node.worker_sums import SavedSum, save_sum
+from node.worker.files import read_weights
+from node.worker.materials import initial_slow
+from node.worker.sums import SavedSum, save_sum
 from protocol.algorithms import SpsaConfig
 from protocol.errors import ConfigError
 from protocol.ids import Round, RunId, digest_of, short

@@ -18,7 +18,7 @@ from trained_run import TrainedRun, trained_run
 from node import hugging_face
 from node.export import OURS, write_folder
 from node.trained import read_trained
-from node.worker_materials import read_validation
+from node.worker.materials import read_validation
 from trainers.model import model_on
 from trainers.sampling import SamplingConfig, continuation
 from trainers.tokenizer import encode, load_tokenizer

@@ -19,14 +19,14 @@ import pytest
 from small_run import MODEL, SmallRun, small_run
 
 from node import learner as learner_module
-from node import worker_life
-from node import worker_wire as wire
 from node.arena import Arena
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.learner import InnerResult, Learner, StartRefused
 from node.snapshots import snapshot_files
 from node.telemetry import Waits
-from node.worker_wire_save import Saved
+from node.worker import life as worker_life
+from node.worker import wire
+from node.worker.wire_save import Saved
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,
@@ -531,7 +531,7 @@ class Script:
             listener.listen(1)
             listener.settimeout(60)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node.worker", "--socket", path],
+                [sys.executable, "-m", "node.worker.process", "--socket", path],
                 cwd=Path(__file__).parent.parent,
             )
             self.link, _ = listener.accept()

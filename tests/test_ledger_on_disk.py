@@ -14,7 +14,7 @@ from crdt.record import Record
 from crdt.schema import Content, Member, Totals
 from node import cli_ledger, founding
 from node.founding import HeldRun
-from node.record_files import RecordFiles
+from node.records.files import RecordFiles
 from protocol.errors import ConfigError
 from protocol.ids import Round, short
 from protocol.spec import sign_spec

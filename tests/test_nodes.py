@@ -27,7 +27,7 @@ from real_nodes import (
 from crdt.replica import Replica
 from crdt.schema import Content, Member
 from node.local_swarm import ROOT, LocalSwarm
-from node.record_files import RecordFiles
+from node.records.files import RecordFiles
 from protocol.ids import PeerId, RunId
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(150)]

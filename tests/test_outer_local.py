@@ -12,9 +12,9 @@ from small_run import small_run
 from torch import Tensor
 from torch.nn import functional as F
 
-from node.worker_loop import Goal, TrainingLoop
-from node.worker_materials import initial_slow
-from node.worker_wire import InnerDone
+from node.worker.loop import Goal, TrainingLoop
+from node.worker.materials import initial_slow
+from node.worker.wire import InnerDone
 from protocol.algorithms import LocalConfig, SyncConfig
 from protocol.errors import PayloadRefused
 from protocol.ids import PeerId, Round, digest_of

@@ -18,10 +18,10 @@ from shard_peers import (
     rounds_held,
 )
 
-from node.protection_holder import AWAY_S as FORGOTTEN_FIRST_S
-from node.protection_holder import FORGET_S
-from node.protection_owner import AWAY_S, REFUSED_S, RENEW_S
-from node.protection_places import new_holders
+from node.protection.holder import AWAY_S as FORGOTTEN_FIRST_S
+from node.protection.holder import FORGET_S
+from node.protection.owner import AWAY_S, REFUSED_S, RENEW_S
+from node.protection.places import new_holders
 from node.rpc import Refused
 from protocol.errors import Malformed
 from protocol.ids import RunId, digest_of, peer_id

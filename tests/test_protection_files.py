@@ -9,9 +9,9 @@ import pytest
 import torch
 from shard_peers import COUNT, World, protected, state
 
-from node.protection_files import most_bytes, place_of, private_part, whole_again
+from node.protection.files import most_bytes, place_of, private_part, whole_again
 from node.snapshots import SnapshotPlace, snapshot_files, snapshot_name, snapshot_place
-from node.worker_files import checkpoint_bytes, load_newest, save_snapshot
+from node.worker.files import checkpoint_bytes, load_newest, save_snapshot
 from protocol.algorithms import DilocoConfig, NolocoConfig, StreamingConfig
 from protocol.errors import Malformed
 from protocol.ids import Round, digest_of

@@ -8,10 +8,10 @@ import pytest
 from small_run import SmallRun, small_run
 from test_learner import alone, peer
 
-from node import worker_wire as wire
-from node.erasure import ErasureCode
-from node.protection_files import place_of, private_part
+from node.protection.erasure import ErasureCode
+from node.protection.files import place_of, private_part
 from node.snapshots import snapshot_files, snapshot_name
+from node.worker import wire
 from protocol.ids import Round
 from protocol.shards import ProtectionConfig
 from protocol.spec import RunSpec

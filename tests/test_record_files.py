@@ -16,8 +16,9 @@ from record_samples import ALICE, BOB, JOINED, RUN, history
 from crdt.record import Record
 from crdt.replica import Replica
 from crdt.sync import Parcel, push_request
-from node import record_files, records
-from node.record_files import RecordFiles
+from node.records import files as record_files
+from node.records import records
+from node.records.files import RecordFiles
 from node.telemetry import short_peers
 from protocol.errors import ConfigError
 from protocol.ids import short

@@ -32,9 +32,9 @@ from crdt.record import Record
 from crdt.replica import Replica
 from crdt.schema import BlamedPeer, Member, NoView
 from crdt.sync import Parcel, push_request
-from node.record_files import RETRY_S
-from node.record_sync import SYNC_S
-from node.records import ASK_S, Records
+from node.records.files import RETRY_S
+from node.records.records import ASK_S, Records
+from node.records.sync import SYNC_S
 from node.telemetry import Waiting
 from protocol.errors import LocalProtocolError, Malformed
 from protocol.ids import PeerId, Round

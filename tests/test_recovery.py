@@ -21,8 +21,8 @@ from shard_peers import (
     rounds_held,
 )
 
-from node import recovery
 from node import snapshots as snapshots_on_disk
+from node.protection import recovery
 from node.snapshots import remove_unfinished, snapshot_files
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, digest_of
@@ -234,7 +234,8 @@ async def test_what_cannot_be_written_stays_with_its_holders_and_the_operator_is
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from node import protection, snapshots
+from node import snapshots
+from node.protection import protection
 snapshots.settle = lambda partial, path: os.kill(os.getpid(), signal.SIGKILL)
 protection._write(Path(sys.argv[1]), snapshots.SnapshotPlace(3, 60), b"a snapshot")
 """

@@ -9,7 +9,7 @@ import pytest
 from samples import CREATOR, OTHER, SIGNED_STAMP, spec
 from wire import carried
 
-from node.blobstore import Held
+from node.blobs.store import Held
 from node.donors import ask_checkpoint
 from node.rpc import Refused
 from node.services import MAX_ADMITTED, Services

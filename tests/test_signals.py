@@ -15,10 +15,10 @@ from node import (
     node,
     peer_cache,
     presence,
-    record_files,
-    worker_life,
 )
+from node.records import files as record_files
 from node.signals import on_stop, run_until_stop
+from node.worker import life as worker_life
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

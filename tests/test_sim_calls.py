@@ -11,13 +11,13 @@ from small_sim import Script, name
 
 from node.presence import TTL_MS, Boot, Facts, PresenceService
 from node.presence_view import GONE_S, PresenceView
-from node.sim import World
-from node.sim_calls import Calls, Port, Reply
-from node.sim_loop import Loop
-from node.sim_peer import Conditions, Peer
-from node.sim_records import WALL_S
-from node.sim_toy import ToyLearner
-from node.sim_worker import Speed
+from node.sim.calls import Calls, Port, Reply
+from node.sim.loop import Loop
+from node.sim.peer import Conditions, Peer
+from node.sim.records import WALL_S
+from node.sim.toy import ToyLearner
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol import codec, rpc
 from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
@@ -49,7 +49,7 @@ class Pair:
         self.me, self.other = add(self.world, name(0)), add(self.world, name(1))
         clock, peers = self.world.clock, self.world.peers
         calls = Calls(clock, random.Random(1), peers, self.conditions)
-        loop = Loop(clock)  # type: ignore[abstract]  # as in `node.sim_records`
+        loop = Loop(clock)  # type: ignore[abstract]  # as in `node.sim.records`
         port = Port(calls, self.me, loop)
 
         def serve(sender: Peer, body: bytes, reply: Reply) -> None:
@@ -134,7 +134,7 @@ class Gossip:
     def start(self, n: int, skew_s: float) -> None:
         signer, clock = self.signers[n], self.world.clock
         me = self.world.peers[signer.peer]
-        loop = Loop(clock, skew_s)  # type: ignore[abstract]  # as in `node.sim_records`
+        loop = Loop(clock, skew_s)  # type: ignore[abstract]  # as in `node.sim.records`
         rng = random.Random(f"{n} at {clock.now}")
         node = self.nodes[me.id] = PresenceService(
             run=RUN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.sim_clock import SLOT_S, Clock
+from node.sim.clock import SLOT_S, Clock
 
 INSTANT = st.integers(0, 12).map(lambda n: n * SLOT_S / 2) | st.floats(0.0, 2.0)
 """Many of them equal, on the edge of a slot, or in the same one."""

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_sim import Script, carry_out, digest, name
 
-from node.sim import World
-from node.sim_line import Line, Link
-from node.sim_peer import Conditions
-from node.sim_toy import ToyLearner
-from node.sim_worker import Speed
+from node.sim.line import Line, Link
+from node.sim.peer import Conditions
+from node.sim.toy import ToyLearner
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.algorithms import NolocoConfig
 from protocol.messages import Abort
 from protocol.spsa import Frames, SignedFrame

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from node.sim_clock import Clock, world_time
-from node.sim_loop import Loop
+from node.sim.clock import Clock, world_time
+from node.sim.loop import Loop
 
 
 def loop_on(clock: Clock, skew_s: float = 0.0) -> Loop:
-    return Loop(clock, skew_s)  # type: ignore[abstract]  # as in `node.sim_records`
+    return Loop(clock, skew_s)  # type: ignore[abstract]  # as in `node.sim.records`
 
 
 @pytest.mark.parametrize("skew_s", [0.0, 3600.0, -3600.0])

@@ -9,10 +9,10 @@ from torch import Generator, Tensor
 
 from node.bench.convergence_cells import closed_form_bytes, signers
 from node.bench.convergence_run import Measure, Simulated
-from node.sim_learners import Measured
-from node.sim_model import ModelLearner, ModelLearners, ModelState
-from node.sim_worker import Refused
-from node.worker_materials import initial_slow
+from node.sim.learners import Measured
+from node.sim.model import ModelLearner, ModelLearners, ModelState
+from node.sim.worker import Refused
+from node.worker.materials import initial_slow
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from small_sim import Script, carry_out, digest, name
 
-from node.sim import World
-from node.sim_line import Line
-from node.sim_peer import Conditions
-from node.sim_toy import ToyLearner
-from node.sim_worker import Speed
+from node.sim.line import Line
+from node.sim.peer import Conditions
+from node.sim.toy import ToyLearner
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.algorithms import NolocoConfig
 from protocol.ids import PeerId, Round
 from protocol.messages import Accept, Decision, Exchange, Have

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from crdt.schema import Content, View
-from node.sim_command import learners_of
-from node.sim_records import RecordKeeping, tokens_of
-from node.sim_report import Report
-from node.sim_run import Simulation
-from node.sim_scenario import Scenario, read_scenario
+from node.sim.command import learners_of
+from node.sim.records import RecordKeeping, tokens_of
+from node.sim.report import Report
+from node.sim.run import Simulation
+from node.sim.scenario import Scenario, read_scenario
 from protocol.ids import Digest, PeerId
 
 ROOT = Path(__file__).parents[1]
@@ -240,9 +240,9 @@ IN_NODE = (
     "journal",
     "noted_learner",
     "presence_view",
-    "record_files",
-    "records",
-    "tally",
+    "records/files",
+    "records/records",
+    "records/tally",
 )
 TIMELESS = [
     *ROOT.glob("crdt/*.py"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from node.sim_command import Options, learners_of, main
-from node.sim_report import GroupReport, Report
-from node.sim_run import Simulation
-from node.sim_scenario import Scenario, read_scenario
-from node.sim_settings import ChurnConfig, GroupConfig
+from node.sim.command import Options, learners_of, main
+from node.sim.report import GroupReport, Report
+from node.sim.run import Simulation
+from node.sim.scenario import Scenario, read_scenario
+from node.sim.settings import ChurnConfig, GroupConfig
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,

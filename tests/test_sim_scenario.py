@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from node.sim_scenario import Scenario, read_scenario
-from node.sim_settings import GroupConfig, HappeningConfig
+from node.sim.scenario import Scenario, read_scenario
+from node.sim.settings import GroupConfig, HappeningConfig
 from protocol.algorithms import StreamingConfig
 from protocol.errors import ConfigError
 

@@ -8,15 +8,15 @@ from samples import spec
 from small_sim import spec_of
 from torch import Generator
 
-from node.sim import World
-from node.sim_cast import HonestSigner
-from node.sim_learners import Learners, Measured
-from node.sim_line import MBIT, Line
-from node.sim_peer import Conditions
-from node.sim_spsa import SummedLearner, SummedLearners
-from node.sim_toy_scalars import ScalarToys
-from node.sim_worker import Speed
-from node.worker_materials import initial_slow
+from node.sim.cast import HonestSigner
+from node.sim.learners import Learners, Measured
+from node.sim.line import MBIT, Line
+from node.sim.peer import Conditions
+from node.sim.spsa import SummedLearner, SummedLearners
+from node.sim.toy_scalars import ScalarToys
+from node.sim.worker import Speed
+from node.sim.world import World
+from node.worker.materials import initial_slow
 from protocol.algorithms import SpsaConfig
 from protocol.ids import PeerId, Round
 from protocol.model import GptConfig, InnerConfig

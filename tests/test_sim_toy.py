@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small_sim import FAST_SPSA, name, spec_of
 
-from node.sim_toy import PULL, Part, ToyLearner
-from node.sim_toy_scalars import ScalarToys, boot_of
-from node.sim_worker import Refused
+from node.sim.toy import PULL, Part, ToyLearner
+from node.sim.toy_scalars import ScalarToys, boot_of
+from node.sim.worker import Refused
 from protocol.algorithms import DilocoConfig, LocalConfig, NolocoConfig, StreamingConfig
 from protocol.ids import Digest, Round
 from protocol.spsa import Frame

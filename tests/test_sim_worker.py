@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from small_sim import Script, carry_out, digest, name
 
-from node.sim import World
-from node.sim_clock import Clock
-from node.sim_peer import Conditions
-from node.sim_toy import ToyLearner
-from node.sim_worker import Speed
+from node.sim.clock import Clock
+from node.sim.peer import Conditions
+from node.sim.toy import ToyLearner
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.algorithms import DilocoConfig, LocalConfig
 from protocol.ids import Digest, Round
 from trainers.effects import (

@@ -30,7 +30,7 @@ from node.snapshots import (
     snapshot_name,
     snapshots_seen,
 )
-from node.worker_files import load_newest, save_snapshot
+from node.worker.files import load_newest, save_snapshot
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
 from trainers.inner import Moments

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from node.snapshots import UNFINISHED, remove_unfinished, snapshot_files, snapshot_place
-from node.worker_files import load_newest, save_snapshot
-from node.worker_saver import Saver
+from node.worker.files import load_newest, save_snapshot
+from node.worker.saver import Saver
 from protocol.ids import Round, RunId
 from trainers.inner import Moments
 from trainers.state import Fast, Slow

@@ -19,12 +19,12 @@ from typing import TypeVar
 import pytest
 from small_run import SmallRun, small_run
 
-from node import worker, worker_saver
-from node import worker_wire as wire
-from node import worker_wire_spsa as wire_spsa
 from node.snapshots import snapshot_files
-from node.worker_link import Link
-from node.worker_wire_save import Saved, SaveFailed
+from node.worker import process as worker
+from node.worker import saver as worker_saver
+from node.worker import wire, wire_spsa
+from node.worker.link import Link
+from node.worker.wire_save import Saved, SaveFailed
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,

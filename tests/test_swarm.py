@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node.sim import World
-from node.sim_peer import Conditions
-from node.sim_toy import ToyLearner, Vector
-from node.sim_worker import Speed
+from node.sim.peer import Conditions
+from node.sim.toy import ToyLearner, Vector
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.algorithms import NolocoConfig
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of, peer_id
 from protocol.messages import Exchange, Propose

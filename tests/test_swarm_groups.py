@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from node.sim import World
-from node.sim_peer import Conditions
-from node.sim_toy import Part, ToyLearner
-from node.sim_worker import Speed
+from node.sim.peer import Conditions
+from node.sim.toy import Part, ToyLearner
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.algorithms import DilocoConfig, GroupConfig, StreamingConfig, SyncConfig
 from protocol.envelope import Signer
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of

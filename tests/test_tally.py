@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from virtual_time import in_virtual_time
 
 from crdt.schema import Content, Totals
-from node import worker_wire as wire
 from node.journal import Journal
 from node.learner import InnerResult, Learner
 from node.noted_learner import NotedLearner
-from node.tally import MAX_DUES, Due, Tally, counted
+from node.records.tally import MAX_DUES, Due, Tally, counted
 from node.telemetry import Waits
+from node.worker import wire
 from protocol.errors import PayloadRefused, WorkerLost
 from protocol.ids import Digest, PeerId, Round, digest_of
 from trainers.effects import ApplyOuter, Closed, Gathered, Share

@@ -14,11 +14,11 @@ from training_parts import MINE, R0, R1, Node, ready
 from virtual_time import in_virtual_time
 
 from crdt.schema import ClosedRound
-from node import worker_wire as wire
 from node.learner import Learner
 from node.noted_learner import NotedLearner
 from node.training import QUIET_S
-from node.worker_wire_save import Saved
+from node.worker import wire
+from node.worker.wire_save import Saved
 from protocol.ids import PeerId, Round, digest_of
 from trainers.effects import Agreed, ApplyOuter, Closed, Finished, Share, Wait
 from trainers.events import Resumed

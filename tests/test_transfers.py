@@ -13,13 +13,13 @@ import pytest
 from blob_world import ALICE, BOB, CAROL, RUN, Donor, Node, Operator, node, ref_of
 
 from node import materials
-from node.blobstore import NoSpace
-from node.donor_search import DonorSearch
+from node.blobs.donor_search import DonorSearch
+from node.blobs.store import NoSpace
+from node.blobs.transfers import FETCH_S, NotFetched
 from node.materials import Report, fetch_blob
 from node.ports import Rpc
 from node.rpc import CallRefused
 from node.telemetry import Waits
-from node.transfers import FETCH_S, NotFetched
 from protocol import rpc
 from protocol.errors import Malformed
 from protocol.frame import Refusal

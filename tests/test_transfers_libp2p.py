@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from blob_world import RUN, ref_of
 
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
+from node.blobs.transfers import Transfers
 from node.bridge import Bridge
 from node.rpc import Refused, Rpc
-from node.transfers import Transfers
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.ids import PeerId

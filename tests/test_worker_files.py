@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from node.snapshots import UNFINISHED, NoSnapshot
-from node.worker_files import (
+from node.worker.files import (
     NotFinite,
     checkpoint_bytes,
     load_newest,

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from small_run import small_run
 
-from node.worker_loop import Goal, TrainingLoop
-from node.worker_materials import initial_slow
-from node.worker_wire import InnerDone
+from node.worker.loop import Goal, TrainingLoop
+from node.worker.materials import initial_slow
+from node.worker.wire import InnerDone
 from protocol.algorithms import SyncConfig, TrainerConfig
 from protocol.ids import PeerId, Round
 from trainers.inner import Inner, Moments

@@ -5,8 +5,8 @@ import threading
 
 import torch
 
-from node import worker_saver
-from node.worker_saver import Rooms, Saver
+from node.worker import saver as worker_saver
+from node.worker.saver import Rooms, Saver
 
 WAIT_S = 15.0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from samples import spec
 
-from node.worker_shared import check_shared, split_moments, with_moments
+from node.worker.shared import check_shared, split_moments, with_moments
 from protocol.algorithms import DilocoConfig, NolocoConfig, StreamingConfig, SyncConfig
 from protocol.errors import Malformed
 from protocol.fragments import num_parameters

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from small_run import SmallRun, small_run
 
-from node import worker_wire as wire
-from node import worker_wire_spsa
 from node.arena import Arena
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
 from node.learner import Learner, StartRefused
 from node.snapshots import NoSnapshot, SnapshotPlace, snapshot_files, snapshot_name
 from node.telemetry import Waits
-from node.worker_materials import Materials, initial_slow
-from node.worker_sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
-from node.worker_wire_save import Saved
+from node.worker import wire
+from node.worker import wire_spsa as worker_wire_spsa
+from node.worker.materials import Materials, initial_slow
+from node.worker.sums import SavedSum, load_newest_sum, read_sum, save_sum, sum_checkpoint
+from node.worker.wire_save import Saved
 from protocol.algorithms import SpsaConfig
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_run import SmallRun, small_run
 
-from node.worker_files import checkpoint_bytes
-from node.worker_materials import initial_slow
+from node.worker.files import checkpoint_bytes
+from node.worker.materials import initial_slow
 from node.yardstick import measure
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId

@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from node import founding
 from node.founding import HeldRun
 from node.keys import DataDir
-from node.worker_files import save_snapshot
-from node.worker_materials import initial_slow
+from node.worker.files import save_snapshot
+from node.worker.materials import initial_slow
 from protocol.algorithms import TrainerConfig
 from protocol.ids import Round
 from protocol.manifest import manifest_of

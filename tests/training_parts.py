@@ -13,19 +13,19 @@ from samples import CREATOR, spec
 from small_run import small_run
 
 from crdt.schema import Content
-from node import worker_wire as wire
 from node.arena import Arena
-from node.blobstore import BlobStore, NoSpace
+from node.blobs.store import BlobStore, NoSpace
 from node.donors import Members
 from node.exchange import Exchange
 from node.journal import Journal
 from node.learner import Learner
 from node.offers import Offers
-from node.protection_around import Shared, UseShared
-from node.tally import Tally
+from node.protection.around import Shared, UseShared
+from node.records.tally import Tally
 from node.telemetry import Waits
 from node.training import Training
-from node.worker_wire_join import Sketched
+from node.worker import wire
+from node.worker.wire_join import Sketched
 from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.envelope import Signer
 from protocol.errors import PeerError, PeerUnavailable, WorkerLost

@@ -2,7 +2,7 @@
 
 A trainer is a machine.  It decides; it never does.  It is told what happened (`Event`) and
 when (`now`), and answers with what is to be done next (`Effect`), in order.  A shell does
-it: `node.driver` on a real machine, `node.sim` under virtual time, a plain `for` loop in a
+it: `node.driver` on a real machine, `node.sim.world` under virtual time, a plain `for` loop in a
 unit test.  So a trainer
 
 * reads no clock, draws from no random source but the one it was given, and imports neither

@@ -25,11 +25,11 @@ import torch
 from torch import Generator
 
 from node.bench import common
-from node.worker_files import load_newest, save_snapshot
-from node.worker_loop import Goal, TrainingLoop
-from node.worker_materials import initial_slow
-from node.worker_saver import Rooms, Saver
-from node.worker_wire import InnerDone
+from node.worker.files import load_newest, save_snapshot
+from node.worker.loop import Goal, TrainingLoop
+from node.worker.materials import initial_slow
+from node.worker.saver import Rooms, Saver
+from node.worker.wire import InnerDone
 from protocol.algorithms import NolocoConfig
 from protocol.fragments import num_parameters
 from protocol.ids import PeerId, Round, digest_of

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from node.bench.convergence_cells import Cell, closed_form_bytes, signers, steps_before
 from node.bench.texts import Text
-from node.sim import World
-from node.sim_line import MBIT, Line
-from node.sim_model import ModelLearner
-from node.sim_peer import Conditions
-from node.sim_worker import Speed
+from node.sim.line import MBIT, Line
+from node.sim.model import ModelLearner
+from node.sim.peer import Conditions
+from node.sim.worker import Speed
+from node.sim.world import World
 from protocol.ids import Digest, PeerId, Round
 from protocol.spec import RunSpec
 from trainers import tokenizer

@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.blobstore import BlobStore
+from node.blobs.store import BlobStore
+from node.blobs.transfers import Transfers
 from node.bridge import Bridge
 from node.rpc import Refused, Rpc
-from node.transfers import Transfers
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.ids import PeerId, RunId

@@ -26,8 +26,8 @@ import torch
 
 from node.bench import common
 from node.bench.protection_peers import Peer, Swarm, snapshot_in, spec_of
-from node.erasure import CODE, SEGMENT_BYTES, ErasureCode
-from node.protection_owner import TICK_S
+from node.protection.erasure import CODE, SEGMENT_BYTES, ErasureCode
+from node.protection.owner import TICK_S
 from node.snapshots import snapshot_files
 from protocol.ids import digest_of
 from protocol.rpc import MIB

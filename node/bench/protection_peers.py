@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from node.bridge import Bridge
-from node.protection import Protection
-from node.protection_around import Surroundings, UseShared
+from node.protection.around import Surroundings, UseShared
+from node.protection.protection import Protection
 from node.rpc import Rpc
 from node.telemetry import Waits
-from node.worker_files import save_snapshot
+from node.worker.files import save_snapshot
 from protocol import rpc
 from protocol.algorithms import LocalConfig
 from protocol.envelope import Signer

@@ -34,7 +34,7 @@ from node.bench import common
 from node.bench.child import Failed
 from node.bench.records_authors import KEEP_EVERY, RUN, record_at
 from node.bench.records_hostile import KINDS
-from node.record_files import RecordFiles
+from node.records.files import RecordFiles
 
 KIB = 1024
 AUTHORS = 32

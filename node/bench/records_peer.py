@@ -22,8 +22,8 @@ from crdt.replica import Replica
 from crdt.schema import Content
 from node.bench.records_authors import RUN
 from node.bridge import Bridge
-from node.record_files import RecordFiles
-from node.records import Records
+from node.records.files import RecordFiles
+from node.records.records import Records
 from node.rpc import Rpc
 from node.telemetry import Waits
 from protocol.envelope import Signer
