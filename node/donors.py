@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from node.blobs.progress import Report
 from node.blobs.transfers import NotFetched, Transfers
 from node.ports import Rpc
 from node.telemetry import Waits
@@ -98,10 +99,16 @@ class Members:
         ref = BlobRef(digest=checkpoint.digest, size_bytes=size_bytes)
         deadline_s = CHECKPOINT_S + size_bytes / SLOWEST_BYTES_PER_S
         source = ", ".join(short(donor) for donor in donors)
-        fetch = self._transfers.fetch
+        report = Report("a checkpoint", source, deadline_s, self._waits)
+        fetching = self._transfers.fetch(
+            ref,
+            lambda: donors,
+            is_lasting=False,
+            deadline_s=deadline_s,
+            progress=report.told,
+        )
         try:
-            with self._waits.on(f"a checkpoint of {size_bytes} bytes", source, deadline_s):
-                await fetch(ref, lambda: donors, is_lasting=False, deadline_s=deadline_s)
+            await report.on(fetching)
         except NotFetched as error:
             raise PeerUnavailable(donors[0], f"no whole checkpoint: {error}") from error
 

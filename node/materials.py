@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from node.blobs.progress import Report
 from node.blobs.transfers import FETCH_S, NotFetched, Transfers
 from node.config import NodeConfig
 from node.founding import HeldRun
@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
 """Until members are asked again for a blob that none of them gave."""
-REPORT_S = 10.0
-"""Between two words on how much of a blob is here."""
-SPEED_REPORTS = 6
-"""A speed is measured over so many: a minute, for a chunk takes that long on a slow line."""
-MIB = 1024 * 1024
 
 
 class Finder(Protocol):
@@ -139,7 +134,7 @@ async def fetch_blob(
     if path := await transfers.store.path(ref.digest):
         return path
     while True:
-        report = Report(what, waits)
+        report = Report(what, "any member", FETCH_S, waits)
         fetching = transfers.fetch(ref, peers, deadline_s=FETCH_S, progress=report.told)
         try:
             path = await report.on(fetching)
@@ -156,55 +151,3 @@ async def fetch_blob(
             return path
         with waits.on(f"a member that has {what}", "any member", AGAIN_S):
             await asyncio.sleep(AGAIN_S)
-
-
-class Report:
-    """How much of a blob is here: a wait whose text says so anew every `REPORT_S`."""
-
-    def __init__(self, what: str, waits: Waits) -> None:
-        self._what = what
-        self._waits = waits
-        self._first_bytes: int | None = None
-        """What was here before."""
-        self._held_bytes = self._size_bytes = self._donors = 0
-        self._came: deque[tuple[float, int]] = deque(maxlen=SPEED_REPORTS + 1)
-        """Bytes that came by some time, at each report."""
-
-    async def on(self, fetching: Coroutine[None, None, Path]) -> Path:
-        """What comes of `fetching`, reported on meanwhile."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reporting = tasks.create_task(self._report(), name=f"report on {self._what}")
-                try:
-                    return await fetching
-                finally:
-                    reporting.cancel()
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            self._waits.end(self)
-
-    async def _report(self) -> None:
-        now = asyncio.get_running_loop().time
-        until = now() + FETCH_S
-        while True:
-            self._waits.begin(self, self.text(now()), "any member", until - now())
-            await asyncio.sleep(REPORT_S)
-
-    def told(self, held_bytes: int, size_bytes: int, donors: int) -> None:
-        """See `node.blobs.transfers.Progress`."""
-        if self._first_bytes is None:
-            self._first_bytes = held_bytes
-        self._held_bytes, self._size_bytes, self._donors = held_bytes, size_bytes, donors
-
-    def text(self, now: float) -> str:
-        """What is waited for, and how far it has come by `now`, seconds of any clock."""
-        self._came.append((now, self._held_bytes - (self._first_bytes or 0)))
-        if not self._size_bytes:
-            return self._what
-        (since, before), (_, came) = self._came[0], self._came[-1]
-        speed = (came - before) / max(now - since, 1e-3) / MIB
-        return (
-            f"{self._what}, {self._held_bytes / MIB:.1f} of {self._size_bytes / MIB:.1f} MiB "
-            f"are here, {speed:.2f} MiB/s from {self._donors} donors"
-        )

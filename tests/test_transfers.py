@@ -13,10 +13,12 @@ import pytest
 from blob_world import ALICE, BOB, CAROL, RUN, Donor, Node, Operator, node, ref_of
 
 from node import materials
+from node.blobs import progress
 from node.blobs.donor_search import DonorSearch
+from node.blobs.progress import Report
 from node.blobs.store import NoSpace
 from node.blobs.transfers import FETCH_S, NotFetched
-from node.materials import Report, fetch_blob
+from node.materials import fetch_blob
 from node.ports import Rpc
 from node.rpc import CallRefused
 from node.telemetry import Waits
@@ -316,7 +318,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 def test_a_report_says_how_much_is_here_how_fast_and_from_how_many() -> None:
-    report = Report("the corpus", Waits(lambda: 0.0))
+    report = Report("the corpus", "any member", 60.0, Waits(lambda: 0.0))
     texts = [report.text(0.0)]
     report.told(100 * MIB, 256 * MIB, 0)
     texts.append(report.text(10.0))
@@ -335,7 +337,7 @@ def test_a_report_says_how_much_is_here_how_fast_and_from_how_many() -> None:
 async def test_a_fetch_under_way_shows_in_the_wait_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(materials, "REPORT_S", 0.0)
+    monkeypatch.setattr(progress, "REPORT_S", 0.0)
     donors = {
         ALICE: Donor(DATA, held=frozenset({0, 2})),
         BOB: Donor(DATA, held=frozenset({1})),
