@@ -128,6 +128,7 @@ class Control:
         elif control.paused != before.paused:
             self._is_overdue = False
             log.info("the creator has %s the run", "paused" if control.paused else "resumed")
+        self._records.save_soon()  # the creator may be gone when we start again
         self._say(tuple(valid))
 
     def _say(self, changes: tuple[Change, ...]) -> None:

@@ -187,6 +187,7 @@ class Node:
         self.held: dict[PeerId, View] = {}
         self.live: list[Presence] = []
         self.told: list[ControlChanged] = []
+        self.saves = 0
         self.writes_s: float | None = 0.0
         """Until our own record is written; None: never."""
         self.me = me
@@ -204,6 +205,9 @@ class Node:
 
     def views(self) -> dict[PeerId, View]:
         return self.held
+
+    def save_soon(self) -> None:
+        self.saves += 1
 
     def write(self, change: Callable[[Content], Content]) -> None:
         if self.writes_s is not None:
@@ -238,6 +242,7 @@ async def test_the_creators_word_is_told_once_and_that_of_others_never() -> None
     node.hear(schema.Control(paused=True, changes=(change(),)))
     node.control.look()
     assert node.told == [ControlChanged(is_paused=True, changes=(change(),))]
+    assert node.saves == 1  # so that it holds after a kill, though the creator may be gone by then
     node.hear(schema.Control(changes=(change(),)))
     assert node.told[1:] == [ControlChanged(changes=(change(),))]
 

@@ -195,6 +195,21 @@ def test_records_of_others_are_on_disk_after_a_stop(tmp_path: Path) -> None:
     in_virtual_time(story())
 
 
+def test_what_matters_of_others_is_on_disk_before_the_next_kill(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with swarm(tmp_path, ALICE, BOB) as (_, (alice, bob)):
+            bob.write(after(JOINED, 7))
+            assert await bob.records.flush(SYNC_S)
+            await asyncio.sleep(SYNC_S)
+            alice.records.save_soon()
+            await asyncio.sleep(0.01)
+            disk = Replica(RUN)
+            alice.files.load(disk)
+            assert disk.views()[BOB.peer] == after(JOINED, 7)
+
+    in_virtual_time(story())
+
+
 def test_a_node_alone_writes_its_record_after_asking_in_vain(tmp_path: Path) -> None:
     async def story() -> None:
         node = Node(Network(), tmp_path, ALICE)

@@ -96,6 +96,7 @@ class Records:
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
         self._unsaved: set[PeerId] = set()
+        self._is_urgent = asyncio.Event()
         self._sync = RecordSync(
             replica, rpc, peers=peers, merged=self._notice, blame=blame, rng=rng
         )
@@ -260,9 +261,16 @@ class Records:
                 self._due.set()  # it may not say what we want it to say
             self._changed(changed)
 
+    def save_soon(self) -> None:
+        """What has come of others matters after a kill: do not wait with saving it."""
+        self._is_urgent.set()
+
     async def _save_others(self) -> None:
         while True:
-            await asyncio.sleep(SAVE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_S):
+                    await self._is_urgent.wait()
+            self._is_urgent.clear()
             due, self._unsaved = self._unsaved, set()
             records = [self._replica.record(author) for author in sorted(due)]
             is_saved = False
