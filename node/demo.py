@@ -31,6 +31,7 @@ from node.measuring import measure
 from node.report import Measured, NodeResult, Report
 from node.run_file import NamedCorpus, RunDraft, read_run_file
 from node.signals import INTERRUPTED, run_until_stop
+from protocol.algorithms import SpsaConfig
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ STALL_S = 180.0
 every worker, which took under a minute on two cores."""
 OWN_MEASURE_S = 60.0
 """For a finished node to measure itself; some seconds, where all do it at once."""
+SETTLE_S = 30.0
+"""For nodes of an spsa run to add what others measured last, and to save and measure it."""
 KILL_AT = 0.4
 JOIN_AT = 0.5
 """Share of the rounds after which a node is killed, or joins."""
@@ -233,6 +236,8 @@ class _Training:
             await swarm.start(late, "join", _ticket(creator))
         await self._until("the last round", self._is_over)
         await self._until("its validation loss", self._is_measured, for_s=OWN_MEASURE_S)
+        deadline = time.monotonic() + SETTLE_S
+        await self._until("equal sums", lambda: self._are_settled() or time.monotonic() > deadline)
 
     async def _until(
         self, what: str, reached: Callable[[], bool], *, for_s: float = STALL_S
@@ -265,6 +270,12 @@ class _Training:
 
     def _is_over(self) -> bool:
         return all(child.killed or child.has_finished for child in self._swarm.children)
+
+    def _are_settled(self) -> bool:
+        """In spsa all end with one sum, whose loss each has measured."""
+        alive = [child for child in self._swarm.children if not child.killed]
+        ends = {child.status["val"]["end"] for child in alive if child.status}
+        return self._draft.trainer.KIND != SpsaConfig.KIND or len(ends) == 1
 
     def _is_measured(self) -> bool:
         """Each node has measured itself, so that both cores are free for the yardstick."""

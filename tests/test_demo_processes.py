@@ -73,9 +73,15 @@ async def test_an_interrupted_demo_leaves_no_process_file_or_socket(place: Path)
     assert (processes_of(place), sockets_in(place), files_in(place)) == ([], [], [])
 
 
-@pytest.mark.parametrize(("trainer", "steps", "rounds"), [("streaming", 36, 9), ("spsa", 120, 6)])
+@pytest.mark.parametrize(
+    ("trainer", "steps", "rounds", "off"),
+    [
+        ("streaming", 36, 9, 0.03),
+        ("spsa", 120, 6, 0.1),  # 13 kB in all; those that ended ask on until their sums are equal
+    ],
+)
 async def test_the_demo_goes_on_to_its_end_when_one_of_its_nodes_is_killed(
-    place: Path, trainer: str, steps: int, rounds: int
+    place: Path, trainer: str, steps: int, rounds: int, off: float
 ) -> None:
     result = place / "result.json"
     options = ("--trainer", trainer, "--nodes", "3", "--kill-one", "--steps", str(steps))
@@ -89,4 +95,5 @@ async def test_the_demo_goes_on_to_its_end_when_one_of_its_nodes_is_killed(
     assert (found["ok"], found["rounds"]) == (True, rounds)
     assert len(found["val_end_nodes"]) == 2
     assert max(found["val_end_nodes"]) < found["val_start"]
-    assert found["bytes_sent"] == pytest.approx(found["bytes_closed_form"], rel=0.03)
+    assert found["bytes_sent"] == pytest.approx(found["bytes_closed_form"], rel=off)
+    assert found["consensus"] < 1e-9  # all who are left have the same weights
