@@ -25,6 +25,7 @@ from node.addr_text import peer_in
 from node.bootstrap import FIRST_AGAIN_S, LAST_AGAIN_S, Bootstraps, longer
 from node.greeting import MAX_GREETINGS, Greetings, remember
 from node.lan import Lan
+from node.pausing import pause
 from node.peer_cache import PeerCache
 from node.ports import Bridge, Rpc
 from node.settings import check_addr
@@ -222,7 +223,7 @@ class Discovery:
             if told:
                 log.info("run announced in the DHT: run=%s", short(self._run))
             again_s = PROVIDE_S if told else longer(again_s, LAST_AGAIN_S, self._rng)
-            await _pause(again_s, self._provide_now)
+            await pause(again_s, self._provide_now)
 
     def _record(self) -> tuple[str, bytes]:
         """Our address record, and its key; each is newer than the one before."""
@@ -253,7 +254,7 @@ class Discovery:
                 self._waits.end("members")
             else:
                 self._waits.begin("members", "a member of the run", "the DHT", pause_s)
-            await _pause(pause_s, self._search_now)
+            await pause(pause_s, self._search_now)
 
     async def _greet_candidates(self) -> None:
         """Those that are not in the view; a member among them may be of another half."""
@@ -339,10 +340,3 @@ def _check(addrs: Sequence[str]) -> None:
             check_addr("address", addr, peer=True)
         except ValueError as error:
             raise ConfigError(f"{error}; ask for another ticket, or correct it") from None
-
-
-async def _pause(pause_s: float, wake: asyncio.Event) -> None:
-    """Until `wake` is set, and so long at most."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(pause_s):
-            await wake.wait()

@@ -9,11 +9,11 @@ view is small whatever the size of the swarm, and so is the traffic: see `TICK_S
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.pausing import pause
 from node.ports import Rpc
 from node.presence_view import PresenceView
 from node.wall_clock import WallClock
@@ -134,9 +134,7 @@ class PresenceService:
                     pushes.create_task(self.meet(peer))
                 self._tell()
                 self._soon.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._soon.wait()
+                await pause(TICK_S, self._soon)
 
     async def meet(self, peer: PeerId) -> None:
         """Exchange entries with `peer`, which need not be in the view; never raises for it."""

@@ -28,6 +28,7 @@ from node.journal import Journal
 from node.learner import Learner
 from node.noted_learner import NotedLearner, resumed
 from node.offers import Offers
+from node.pausing import pause
 from node.worker import wire
 from node.worker.wire_save import Saved
 from protocol.algorithms import NolocoConfig
@@ -239,9 +240,7 @@ class Training:
     async def _look_again(self) -> None:
         """Wait for news of the members, but not long; notes when nobody or we were not there."""
         before = self._clock()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AGAIN_S):
-                await self._news.wait()
+        await pause(AGAIN_S, self._news)
         self._news.clear()
         now = self._clock()
         if not self._live() or now - before > STOOD_S:

@@ -105,7 +105,7 @@ def to_byte(c: float) -> int:
 
 
 def scalar_of(byte: int) -> float:
-    """The number that a byte stands for."""
+    """The number that a byte stands for; sums are made with `TABLE`, in whole numbers."""
     return TABLE[byte] / (1 << TABLE_BITS)
 
 

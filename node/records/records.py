@@ -23,6 +23,7 @@ from crdt import sync
 from crdt.author import Author
 from crdt.replica import Replica
 from crdt.schema import Content, NoView, View
+from node.pausing import pause
 from node.ports import Rpc
 from node.records.files import CLOSE_S, RETRY_S, RecordFiles
 from node.records.sync import RecordSync
@@ -188,7 +189,7 @@ class Records:
                 self._due.set()
             elif not self._due.is_set():
                 self._settled.set()
-                await self._pause(WRITE_S)
+                await pause(WRITE_S, self._hurry)  # or until `flush`
 
     async def _ask_for_own(self) -> None:
         """Fetch our own record from peers: our disk may be lost, or older than theirs."""
@@ -245,12 +246,6 @@ class Records:
         if isinstance(found, Content) and self._content is not None:
             self._content, self._base = self._content.moved(self._base, found), found
 
-    async def _pause(self, pause_s: float) -> None:
-        """Wait so long, or until `flush`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._hurry.wait()
-
     # --- other peers --------------------------------------------------------------------
 
     def _notice(self) -> None:
@@ -267,9 +262,7 @@ class Records:
 
     async def _save_others(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SAVE_S):
-                    await self._is_urgent.wait()
+            await pause(SAVE_S, self._is_urgent)
             self._is_urgent.clear()
             due, self._unsaved = self._unsaved, set()
             records = [self._replica.record(author) for author in sorted(due)]

@@ -16,6 +16,7 @@ from functools import partial
 
 from crdt import sync
 from crdt.replica import Replica
+from node.pausing import pause
 from node.ports import Rpc
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId
@@ -140,9 +141,7 @@ class RecordSync:
     async def _push(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._news_here.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PUSH_DELAY_S):
-                    await self._hurry.wait()
+            await pause(PUSH_DELAY_S, self._hurry)
             self._news_here.clear()
             free = [peer for peer in self._peers() if peer not in self._pushing]
             if self._pushing and not free:
