@@ -53,8 +53,9 @@ STALL_S = 180.0
 every worker, which took under a minute on two cores."""
 OWN_MEASURE_S = 60.0
 """For a finished node to measure itself; some seconds, where all do it at once."""
-SETTLE_S = 30.0
-"""For nodes of an spsa run to add what others measured last, and to save and measure it."""
+SETTLE_S = 90.0
+"""For nodes of an spsa run to add what others measured last, and to save and measure it: twenty
+seconds after others' last scalars came, and those may take as long to get around."""
 KILL_AT = 0.4
 JOIN_AT = 0.5
 """Share of the rounds after which a node is killed, or joins."""

@@ -43,12 +43,15 @@ def test_who_wants_to_know_is_told_when_its_state_or_a_newer_one_is_written() ->
     told: queue.Queue[list[int]] = queue.Queue()
     saver.save(1)
     disk.begun.get(timeout=WAIT_S)
-    saver.save_and_then(2, lambda: told.put(list(disk.written)))
+    saver.save(2)
+    saver.once_saved(lambda: told.put(list(disk.written)))
     saver.save(3)
     disk.may_end.release()
     assert disk.begun.get(timeout=WAIT_S) == 3
     assert told.empty()  # the first was written, and we asked for a later one
     disk.may_end.release()
+    assert told.get(timeout=WAIT_S) == [1, 3]
+    saver.once_saved(lambda: told.put(list(disk.written)))  # there is nothing to write
     assert told.get(timeout=WAIT_S) == [1, 3]
     saver.finish()
 

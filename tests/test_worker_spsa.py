@@ -136,6 +136,8 @@ async def test_a_worker_samples_adds_and_names_what_this_process_does(tmp_path: 
         await learner.add_scalars(frames)  # once more: they are in it
         assert await learner.name_sum(()) == here.name()
         assert await learner.evaluate() != before
+        saved, _ = load_newest_sum(one.directory, run.spec.run)
+        assert saved.horizon == here.summed.horizon  # what is measured is on disk
 
 
 async def test_a_long_list_of_frames_is_taken_from_the_sum_of_when_it_was_asked(

@@ -42,7 +42,7 @@ class Saver(threading.Thread, Generic[T]):
         self._waiting: T | None = None
         self._writing: T | None = None
         self._then: list[Callable[[], None]] = []
-        """Short: the node asks for one save at a time."""
+        """Short: the node asks for one save and one loss at a time."""
         self._is_over = False
         self.start()
 
@@ -52,11 +52,10 @@ class Saver(threading.Thread, Generic[T]):
             self._waiting = state
             self._changed.notify()
 
-    def save_and_then(self, state: T, then: Callable[[], None]) -> None:
-        """Write it, and call `then`, in the thread, once it or a newer one was written."""
+    def once_saved(self, call: Callable[[], None]) -> None:
+        """Call it, in the thread, once what is to be saved by now, or a newer state, is written."""
         with self._changed:
-            self._waiting = state
-            self._then.append(then)
+            self._then.append(call)
             self._changed.notify()
 
     def recall(self) -> T | None:
@@ -76,12 +75,15 @@ class Saver(threading.Thread, Generic[T]):
         while True:
             with self._changed:
                 self._writing = None
-                self._changed.wait_for(lambda: self._waiting is not None or self._is_over)
+                self._changed.wait_for(
+                    lambda: self._waiting is not None or self._then or self._is_over
+                )
                 self._writing, self._waiting = self._waiting, None
                 then, self._then = self._then, []
-            if self._writing is None:
+            if self._writing is not None:
+                self._write(self._writing)
+            elif not then:
                 return
-            self._write(self._writing)
             for call in then:
                 call()
 

@@ -113,8 +113,8 @@ class Session:
                 slow = self._outer.slow
                 self._evaluator.do(lambda: self._evaluate(id, slow))
             case Save():
-                state = (self._outer.slow, self._unfinished())
-                self._saver.save_and_then(state, lambda: self._link.answer(id, SaveDone()))
+                self._saver.save((self._outer.slow, self._unfinished()))
+                self._saver.once_saved(lambda: self._link.answer(id, SaveDone()))
             case wire.Export():
                 slow = self._shared()
                 self._writer.do(lambda: self._export(id, slow))

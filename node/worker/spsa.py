@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -195,10 +195,15 @@ class SpsaSession:
             case wire.StartFromCheckpoint(checkpoint):
                 self._go_over_to(id, checkpoint, fds)
             case Save():
-                self._save_soon(lambda: self._link.answer(id, SaveDone()))
+                self._save_soon()
+                self._saver.once_saved(lambda: self._link.answer(id, SaveDone()))
             case wire.Evaluate():
                 weights_P, round = self._summed.weights_P, self._state().round
-                self._evaluator.do(lambda: self._evaluate(id, round, weights_P))
+                evaluate = functools.partial(self._evaluate, id, round, weights_P)
+                if self._is_unsaved:
+                    self._save_soon()
+                # peers with equal losses have equal files then
+                self._saver.once_saved(lambda: self._evaluator.do(evaluate))
             case wire.Export(at_base):
                 state, round = self._state(), self._state().round
                 if at_base:
@@ -267,9 +272,9 @@ class SpsaSession:
         self._save_soon()
         return None
 
-    def _save_soon(self, then: Callable[[], None] = lambda: None) -> None:
+    def _save_soon(self) -> None:
         self._saved_at, self._is_unsaved = time.monotonic(), False
-        self._saver.save_and_then(self._state(), then)
+        self._saver.save(self._state())
 
     def _save(self, state: SavedSum) -> None:
         weights_P = self._summed.weights_at(state.sum_Q)
