@@ -27,8 +27,8 @@ from itertools import count
 from protocol import check, codec
 from protocol.envelope import SIGNATURE_BYTES, Domain, Signer, verify
 from protocol.ids import DIGEST_BYTES, Digest, PeerId, RunId, digest_of
+from protocol.limits import KIB
 
-KIB = 1024
 MAX_SNAPSHOT_BYTES = 16 * KIB
 """Twice the largest content that `crdt.schema` writes: 6.7 kB."""
 MAX_TAIL = 32

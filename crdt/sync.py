@@ -32,8 +32,8 @@ from crdt.replica import BUCKETS, MAX_AUTHORS, Replica
 from protocol import check, codec
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId
+from protocol.limits import KIB
 
-KIB = 1024
 MAX_BODY_BYTES = 255 * KIB
 """Below the 256 KiB of the method, which also has to hold the run."""
 PARCEL_BYTES = 120 * KIB

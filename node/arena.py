@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from protocol.errors import Malformed, ShoalError
 from protocol.ids import Digest, digest_of, short
+from protocol.limits import MIB
 
-MIB = 1024 * 1024
 MAX_ARENA_BYTES = 1024 * MIB
 """A guess: our payload, three partners' and a checkpoint, for a model of 100 M parameters."""
 MAX_ARENA_COUNT = 64

@@ -19,13 +19,13 @@ from typing import Any
 from node.settings import check_addr, values
 from protocol import check
 from protocol.errors import ConfigError
+from protocol.limits import MIB
 from protocol.ticket import Ticket
 
 MAX_FILE_BYTES = 64 * 1024
 """A settings file is a page or two; more is another kind of file."""
 MAX_GIVEN_ADDRS = 16
 """Addresses in one setting; a ticket carries eight."""
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import save as serialized
 
 from node import hugging_face
-from node.config import MIB, NodeConfig
+from node.config import NodeConfig
 from node.files import settle
 from node.keys import DataDir
 from node.snapshots import METADATA_KEY
 from node.trained import Trained, read_trained, validation_loss
 from protocol.errors import ConfigError
 from protocol.ids import Round, RunId, digest_of
+from protocol.limits import MIB
 from trainers.model import views
 
 FORMATS = ("hf", "safetensors")

@@ -18,6 +18,7 @@ from node.ports import Bridge, Rpc
 from protocol import hello, rpc
 from protocol.errors import Malformed, PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId, RunId, short
+from protocol.limits import NONCE_BYTES
 from protocol.spec import SignedSpec
 
 K = TypeVar("K")
@@ -37,7 +38,6 @@ MAX_FAILED_ADDRS = 32
 """Of one candidate; beyond them no address counts as new."""
 MAX_GREETINGS = 8
 """Under way at once; further candidates come with the next look."""
-NONCE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,9 +180,15 @@ class DataDir:
         """The node's key, made at the first start.
 
         Raises:
-            ConfigError: the file is broken, or others may read it.
+            ConfigError: the file is gone or broken, or others may read it.
         """
         if not self.key.exists():
+            if self.run.exists():
+                raise ConfigError(
+                    f"key file {self.key}: is gone, expected the key with which this node joined "
+                    "its run; restore the file from a backup, or choose another data directory "
+                    "and be a new peer"
+                )
             seed = secrets.token_bytes(SEED_BYTES)
             write_atomically(self.key, f"{seed.hex()}\n{Signer(seed).peer}\n".encode())
         mode = self.key.stat().st_mode

@@ -20,7 +20,7 @@ from node.uncancelled import is_done_within
 from protocol import check, codec
 from protocol.errors import ConfigError, Malformed
 from protocol.ids import PeerId
-from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS
+from protocol.limits import MAX_ADDR_BYTES, MAX_ADDRS, MAX_UNIX_S
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class CachedPeer:
     def __post_init__(self) -> None:
         check.peer("peer", self.peer)
         check.addrs("addrs", self.addrs)
-        check.integer("answered_unix_s", self.answered_unix_s, 0, 1 << 40)
+        check.integer("answered_unix_s", self.answered_unix_s, 0, MAX_UNIX_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from node.p2p.answering import TRANSIENT
 from node.rpc import CallRefused
 from protocol.errors import PeerError, PeerUnavailable
 from protocol.ids import Digest, PeerId
-from protocol.rpc import KIB
+from protocol.limits import KIB
 
 FIRST_WAIT_S = 0.1
 """Before a piece is asked for again; twice as long each time.  A redial takes a few round trips."""

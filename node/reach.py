@@ -38,7 +38,8 @@ from node.rpc import CallRefused, Refused
 from protocol import rpc
 from protocol.errors import PeerUnavailable, RemoteProtocolError
 from protocol.ids import PeerId, short
-from protocol.reach import NONCE_BYTES, DialCall, ReachCall, Reached, SeenCall
+from protocol.limits import NONCE_BYTES
+from protocol.reach import DialCall, ReachCall, Reached, SeenCall
 
 Q = TypeVar("Q")
 A = TypeVar("A")

@@ -126,7 +126,7 @@ def _pieces(
         tokenizer = load_tokenizer(trained.tokenizer, config.vocab)
     except Malformed as error:
         raise ConfigError(f"tokenizer of the run: {error}, expected the run's own") from error
-    prompt = encode(tokenizer, options.prompt or START)
+    prompt = list(encode(tokenizer, options.prompt or START))
     if not prompt:
         raise ConfigError("tokenizer of the run: it makes no token of the prompt; try another one")
     model = model_on(config, trained.weights_P)

@@ -180,7 +180,7 @@ class Services:
         self._check(peer, call.run)
         newest = await self._checkpoint(call.at_base)
         if newest is None:
-            raise Refused(NOT_HERE, "no checkpoint here yet; ask another member, or later")
+            raise Refused(NOT_HERE, "no checkpoint is to be had here; ask another member, or later")
         body = codec.encode(newest)
         return rpc.SignedCheckpoint(body, self._signer.sign(Domain.CHECKPOINT, self._run, body))
 
@@ -188,7 +188,7 @@ class Services:
         self._check(peer, call.run)
         made = await self._sketch(call.nonce)
         if made is None:
-            raise Refused(NOT_HERE, "no weights here yet; ask another member, or later")
+            raise Refused(NOT_HERE, "no weights are to be had here; ask another member, or later")
         return made
 
     async def weights(self, peer: PeerId, call: WeightsCall) -> Weights:

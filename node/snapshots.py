@@ -39,7 +39,6 @@ METADATA_KEY = "shoal"
 """Of the one line of JSON in a file's metadata."""
 MAX_METADATA_CHARS = 1 << 20
 """A horizon of 2,048 logs has 200,000; the rest is some thousand."""
-MAX_STEPS = 1 << 40
 SHARED = "shared."
 OWN = "own."
 DIGEST, DIGESTS = "digest", "digests"

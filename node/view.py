@@ -14,8 +14,8 @@ from rich.text import Text
 from node.api import Contributions, PeerStatus, Reachable, Status
 from node.telemetry import harmless, short_peers
 from protocol.ids import PeerId, short
+from protocol.limits import KIB
 
-KIB = 1024
 COUNTED = {"rounds": "rounds", "exchanges": "made", "alone": "alone", "half": "half"}
 """Columns of the ledger that are numbers as they are, and their heads."""
 WIDE = 140

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protocol.ids import PeerId
+from protocol.limits import KIB
 from protocol.manifest import CHUNK_BYTES
-from protocol.rpc import KIB
 
 UNIT_BYTES = 128 * KIB
 """Pieces are whole units of a chunk, so that what one donor left undone another can do."""

@@ -25,7 +25,14 @@ from typing import ClassVar
 
 from protocol import check
 from protocol.ids import Digest, PeerId, Round
-from protocol.limits import MAX_FRAGMENT, MAX_PAYLOAD_BYTES, MAX_ROUND, MAX_TOKENS
+from protocol.limits import (
+    MAX_FRAGMENT,
+    MAX_PAYLOAD_BYTES,
+    MAX_ROUND,
+    MAX_STEP,
+    MAX_TOKENS,
+    MAX_UNIX_S,
+)
 from protocol.manifest import MAX_BLOB_BYTES
 from protocol.rosters import Contribution, Later, SignedRoster
 from protocol.spsa import Behind, Frames, SignedBase, Want
@@ -243,13 +250,13 @@ class Presence:
         check.peer("peer", self.peer)
         check.raw("boot", self.boot, 8, 8)
         check.integer("seq", self.seq, 0, 1 << 48)
-        check.integer("started_unix_s", self.started_unix_s, 0, 1 << 40)
-        check.integer("unix_s", self.unix_s, 0, 1 << 40)
+        check.integer("started_unix_s", self.started_unix_s, 0, MAX_UNIX_S)
+        check.integer("unix_s", self.unix_s, 0, MAX_UNIX_S)
         check.integer("ttl_ms", self.ttl_ms, 1, MAX_TTL_MS)
         check.addrs("addrs", self.addrs)
         check.one_of("state", self.state, STATES)
         check.integer("round", self.round, 0, MAX_ROUND)
-        check.integer("inner_step", self.inner_step, 0, 1 << 40)
+        check.integer("inner_step", self.inner_step, 0, MAX_STEP)
         check.number("tokens_per_s", self.tokens_per_s, 0.0, 1e12)
         check.number("loss", self.loss, 0.0, 1e6)
         check.items("decisions", self.decisions, MAX_DECISIONS)

@@ -18,6 +18,7 @@ from protocol import check, codec
 from protocol.envelope import SIGNATURE_BYTES, Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import PeerId, RunId, digest_of, public_key
+from protocol.limits import MAX_UNIX_S
 
 MAX_RECORD_BYTES = 3072
 """Eight of the longest addresses, ids and signature: 2,350 bytes, and some to spare."""
@@ -58,7 +59,7 @@ class PeerRecord:
             if not addr.startswith("/") or not addr.endswith(f"/p2p/{self.peer}"):
                 raise ValueError(f"addr is {addr!r:.160}, expected /.../p2p/{self.peer}")
         check.integer("seq", self.seq, 0, MAX_SEQ)
-        check.integer("expires_unix_s", self.expires_unix_s, 0, 1 << 40)
+        check.integer("expires_unix_s", self.expires_unix_s, 0, MAX_UNIX_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from protocol import check
 from protocol.ids import PeerId
-
-NONCE_BYTES = 16
+from protocol.limits import NONCE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from protocol import check, manifest
 from protocol.ids import Digest, RunId
-from protocol.limits import MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES
+from protocol.limits import KIB, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, NONCE_BYTES
 from protocol.manifest import MAX_BLOB_BYTES, MAX_MANIFEST_BYTES
 from protocol.messages import PresenceEntry, SignedMessage
 from protocol.reach import DialCall, ReachCall, Reached, SeenCall
@@ -25,8 +25,6 @@ from protocol.witness import Sketch, SketchCall, Weights, WeightsCall
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-KIB = 1024
-MIB = 1024 * 1024
 MAX_PUSHED_ENTRIES = 64
 SMALL_BYTES = 256
 """A run, a name and a few numbers."""
@@ -83,7 +81,7 @@ class Hello:
 
     def __post_init__(self) -> None:
         check.digest("run", self.run)
-        check.raw("nonce", self.nonce, 16, 16)
+        check.raw("nonce", self.nonce, NONCE_BYTES, NONCE_BYTES)
         check.raw("proof", self.proof, 0, 32)
 
 
@@ -205,68 +203,30 @@ class Done:
 
 
 HELLO = Method(
-    name="hello/1",
-    kind=Kind.HELLO,
-    request=Hello,
-    answer=Welcome,
-    deadline_s=10,
-    max_answer_bytes=20 * KIB,
-    per_peer=4,
-    in_all=64,
-)
+    name="hello/1", kind=Kind.HELLO, request=Hello, answer=Welcome,
+    deadline_s=10, max_answer_bytes=20 * KIB, per_peer=4, in_all=64,
+)  # fmt: skip
 ROUND = Method(
-    name="round/1",
-    kind=Kind.ROUND,
-    request=RoundCall,
-    answer=Done,
-    deadline_s=10,
-    max_request_bytes=33 * KIB,
-    per_peer=16,
-    in_all=256,
-)
+    name="round/1", kind=Kind.ROUND, request=RoundCall, answer=Done,
+    deadline_s=10, max_request_bytes=33 * KIB, per_peer=16, in_all=256,
+)  # fmt: skip
 SCALARS = Method(
-    name="scalars/1",
-    kind=Kind.PAYLOAD,
-    request=RoundCall,
-    answer=Done,
-    deadline_s=10,
-    max_request_bytes=33 * KIB,
-    per_peer=16,
-    in_all=256,
-)
+    name="scalars/1", kind=Kind.PAYLOAD, request=RoundCall, answer=Done,
+    deadline_s=10, max_request_bytes=33 * KIB, per_peer=16, in_all=256,
+)  # fmt: skip
 """`round/1` for the messages of spsa that carry scalars, which are counted as payload."""
 PRESENCE = Method(
-    name="presence/1",
-    kind=Kind.PRESENCE,
-    request=PresenceCall,
-    answer=PresenceCall,
-    deadline_s=5,
-    max_request_bytes=96 * KIB,
-    max_answer_bytes=96 * KIB,
-    per_peer=2,
-    in_all=64,
-)
+    name="presence/1", kind=Kind.PRESENCE, request=PresenceCall, answer=PresenceCall,
+    deadline_s=5, max_request_bytes=96 * KIB, max_answer_bytes=96 * KIB, per_peer=2, in_all=64,
+)  # fmt: skip
 RECORDS = Method(
-    name="records/1",
-    kind=Kind.RECORD,
-    request=RecordCall,
-    answer=RecordCall,
-    deadline_s=10,
-    max_request_bytes=256 * KIB,
-    max_answer_bytes=256 * KIB,
-    per_peer=4,
-    in_all=64,
-)
+    name="records/1", kind=Kind.RECORD, request=RecordCall, answer=RecordCall,
+    deadline_s=10, max_request_bytes=256 * KIB, max_answer_bytes=256 * KIB, per_peer=4, in_all=64,
+)  # fmt: skip
 CHECKPOINT = Method(
-    name="checkpoint/1",
-    kind=Kind.HELLO,
-    request=CheckpointCall,
-    answer=SignedCheckpoint,
-    deadline_s=30,
-    max_answer_bytes=512,
-    per_peer=1,
-    in_all=16,
-)
+    name="checkpoint/1", kind=Kind.HELLO, request=CheckpointCall, answer=SignedCheckpoint,
+    deadline_s=30, max_answer_bytes=512, per_peer=1, in_all=16,
+)  # fmt: skip
 FETCH = Method(
     name="fetch/1", lane=Lane.BULK, kind=Kind.PAYLOAD, request=FetchCall, answer=bytes,
     deadline_s=60, max_answer_bytes=MAX_PIECE_BYTES, per_peer=8, in_all=64,
@@ -281,60 +241,32 @@ BLOB = Method(
 )  # fmt: skip
 """More joiners at once than have a place are refused as busy, and go to other donors."""
 SKETCH = Method(
-    name="sketch/1",
-    kind=Kind.HELLO,
-    request=SketchCall,
-    answer=Sketch,
-    deadline_s=30,
-    max_answer_bytes=2 * KIB,
-    per_peer=1,
-    in_all=4,
-)
+    name="sketch/1", kind=Kind.HELLO, request=SketchCall, answer=Sketch,
+    deadline_s=30, max_answer_bytes=2 * KIB, per_peer=1, in_all=4,
+)  # fmt: skip
 """A pass over the weights each."""
 WEIGHTS = Method(
-    name="weights/1",
-    kind=Kind.HELLO,
-    request=WeightsCall,
-    answer=Weights,
-    deadline_s=10,
-    per_peer=4,
-    in_all=64,
-)
+    name="weights/1", kind=Kind.HELLO, request=WeightsCall, answer=Weights,
+    deadline_s=10, per_peer=4, in_all=64,
+)  # fmt: skip
 REACH = Method(
-    name="reach/1",
-    kind=Kind.REACH,
-    request=ReachCall,
-    answer=Reached,
-    deadline_s=15,
-    max_request_bytes=512,
-    per_peer=1,
-    in_all=8,
-)
+    name="reach/1", kind=Kind.REACH, request=ReachCall, answer=Reached,
+    deadline_s=15, max_request_bytes=512, per_peer=1, in_all=8,
+)  # fmt: skip
 DIAL = Method(
-    name="dial/1",
-    kind=Kind.REACH,
-    request=DialCall,
-    answer=Done,
-    deadline_s=12,
-    max_request_bytes=512,
-    per_peer=2,
-    in_all=8,
-)
+    name="dial/1", kind=Kind.REACH, request=DialCall, answer=Done,
+    deadline_s=12, max_request_bytes=512, per_peer=2, in_all=8,
+)  # fmt: skip
 SEEN = Method(
-    name="seen/1",
-    kind=Kind.REACH,
-    request=SeenCall,
-    answer=Done,
-    deadline_s=5,
-    per_peer=1,
-    in_all=8,
-)
+    name="seen/1", kind=Kind.REACH, request=SeenCall, answer=Done,
+    deadline_s=5, per_peer=1, in_all=8,
+)  # fmt: skip
 PROTECT = Method(
-    name="protect/1", lane=Lane.CONTROL, kind=Kind.PROTECTION, request=ProtectCall, answer=Holding,
+    name="protect/1", kind=Kind.PROTECTION, request=ProtectCall, answer=Holding,
     deadline_s=10, max_request_bytes=2 * KIB, max_answer_bytes=64, per_peer=4, in_all=64,
 )  # fmt: skip
 SHARDS = Method(
-    name="shards/1", lane=Lane.CONTROL, kind=Kind.PROTECTION, request=ShardsCall, answer=Offers,
+    name="shards/1", kind=Kind.PROTECTION, request=ShardsCall, answer=Offers,
     deadline_s=10, max_request_bytes=64, max_answer_bytes=4 * KIB, per_peer=1, in_all=64,
 )  # fmt: skip
 SHARD = Method(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from protocol import check
+from protocol.limits import MAX_STEP
 
 TABLE_BITS = 24
 """TABLE is in units of 2^-24: the smallest magnitude, 3.8e-4, is 6378 of them."""
@@ -34,8 +35,6 @@ NEGATIVE_ZERO = 128
 """The byte that is none: zero is 0, so that a value has one encoding."""
 MAX_FRAME_SCALARS = 64
 """A frame closes at 64 scalars or earlier: bounds what one frame moves, and its bytes."""
-MAX_STEP = 1 << 40
-"""Steps of a run: 10 million rounds of 100,000.  A counter of the generator has 64 bits for it."""
 MAX_SAMPLE = 1 << 32
 MAX_AUTHORS = 1_000_000
 

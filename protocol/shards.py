@@ -14,7 +14,7 @@ from protocol import check, codec
 from protocol.envelope import SIGNATURE_BYTES, Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round, RunId
-from protocol.limits import MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, MAX_ROUND
+from protocol.limits import MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, MAX_ROUND, MAX_STEP
 
 MAX_SHARDS = 32
 """Of one snapshot, each with another member.  ISA-L has 8 bits: 255 at most."""
@@ -77,7 +77,7 @@ class Stamp:
         check.raw("boot", self.boot, BOOT_BYTES, BOOT_BYTES)
         check.integer("serial", self.serial, 0, MAX_SERIAL)
         check.integer("round", self.round, 0, MAX_ROUND)
-        check.integer("inner_step", self.inner_step, 0, 1 << 40)
+        check.integer("inner_step", self.inner_step, 0, MAX_STEP)
         check.integer("data", self.data, 1, MAX_SHARDS - 1)
         check.integer("parity", self.parity, 1, MAX_SHARDS - self.data)
         check.integer("size_bytes", self.size_bytes, 1, MAX_PAYLOAD_BYTES)

@@ -26,14 +26,13 @@ from protocol.algorithms import (
 from protocol.envelope import Domain, Signer, verify
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, Round, RunId, digest_of
-from protocol.limits import MAX_TOKENS
+from protocol.limits import MAX_TOKENS, MIB
 from protocol.manifest import MAX_BLOB_BYTES
 from protocol.model import GptConfig, InnerConfig
 from protocol.shards import ProtectionConfig
 
 FORMAT_VERSION = 1
 MAX_SPEC_BYTES = 16 * 1024
-MIB = 1024 * 1024
 LEFT_ROUNDS = 4
 """Rounds in a row that no roster may name, and whose tokens still count in the next.  A guess."""
 MAX_CORPUS_BYTES = 64 * MIB

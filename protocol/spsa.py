@@ -25,7 +25,8 @@ from typing import ClassVar, NewType
 from protocol import check, codec
 from protocol.errors import Malformed
 from protocol.ids import Digest, PeerId, RunId, digest_of
-from protocol.scalar import MAX_AUTHORS, MAX_STEP, check_scalars
+from protocol.limits import MAX_STEP
+from protocol.scalar import MAX_AUTHORS, check_scalars
 
 LogId = NewType("LogId", bytes)
 """8 bytes that stand for an author and one start of its node."""

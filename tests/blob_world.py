@@ -17,6 +17,7 @@ from protocol import codec, rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId, RunId
+from protocol.limits import MIB
 from protocol.manifest import Manifest, bitfield_of, manifest_of
 from protocol.spec import BlobRef
 
@@ -111,7 +112,7 @@ class Node:
     blamed: list[PeerId]
 
 
-async def node(folder: Path, donors: dict[PeerId, Donor], quota_bytes: int = 64 * rpc.MIB) -> Node:
+async def node(folder: Path, donors: dict[PeerId, Donor], quota_bytes: int = 64 * MIB) -> Node:
     blamed: list[PeerId] = []
     store = BlobStore(folder, quota_bytes)
     await store.open()

@@ -21,6 +21,7 @@ from node.blobs.files import BlobFile
 from node.blobs.store import RECENT_CHUNKS, BlobStore, Held, NoSpace, on_disk
 from node.files import MAX_SET_ASIDE
 from protocol import codec
+from protocol.limits import MIB
 from protocol.manifest import (
     CHUNK_BYTES,
     Manifest,
@@ -29,7 +30,6 @@ from protocol.manifest import (
     manifest_of_chunks,
     open_manifest,
 )
-from protocol.rpc import MIB
 
 DATA = random.Random(7).randbytes(2 * CHUNK_BYTES + 1000)
 """Three chunks, the last one short."""

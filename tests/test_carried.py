@@ -11,7 +11,8 @@ from node.rpc import CallRefused, Refused
 from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Malformed, RemoteProtocolError
 from protocol.ids import Digest, PeerId, RunId
-from protocol.rpc import CHECKPOINT, FETCH, KIB, RECORDS, CheckpointCall, FetchCall, RecordCall
+from protocol.limits import KIB
+from protocol.rpc import CHECKPOINT, FETCH, RECORDS, CheckpointCall, FetchCall, RecordCall
 
 ALICE, BOB = (Signer(bytes([n]) * 32).peer for n in (1, 2))
 RUN = RunId(b"r" * 32)

@@ -30,8 +30,8 @@ from node.bench.records_authors import RUN, Story, partner_of
 from node.bench.records_hostile import KINDS, record_of
 from protocol import codec
 from protocol.errors import Malformed
+from protocol.limits import KIB
 
-KIB = 1024
 HONEST = {
     signer.peer: history(rounds, signer, client_id=rounds)
     for signer, rounds in ((ALICE, 7), (BOB, 4), (CAROL, 2))

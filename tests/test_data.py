@@ -92,7 +92,7 @@ def test_the_same_text_gives_the_same_tokenizer() -> None:
 def test_the_tokenizer_loses_nothing_and_counts_bytes(text: str) -> None:
     tokenizer = load_tokenizer(JSON, 300)
     lengths = token_bytes(tokenizer)
-    ids = encode(tokenizer, text)
+    ids = list(encode(tokenizer, text))
     assert tokenizer.decode(ids) == text
     assert sum(lengths[id] for id in ids) == len(text.encode())
 

@@ -17,8 +17,8 @@ from protocol import rpc
 from protocol.envelope import Signer
 from protocol.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from protocol.ids import Digest, PeerId, RunId, digest_of
-from protocol.limits import MAX_PIECE_BYTES
-from protocol.rpc import KIB, A, Method, Q
+from protocol.limits import KIB, MAX_PIECE_BYTES
+from protocol.rpc import A, Method, Q
 
 ME, BOB = Signer(b"m" * 32), Signer(b"b" * 32).peer
 RUN = RunId(b"r" * 32)

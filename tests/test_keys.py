@@ -80,6 +80,17 @@ def test_a_key_file_without_the_id_of_its_peer_is_refused(tmp_path: Path) -> Non
     assert f"found the key of {peer}, expected that of the peer in its second" in complaint(error)
 
 
+def test_a_key_that_is_gone_from_a_run_is_not_made_anew(tmp_path: Path) -> None:
+    directory = data_dir(tmp_path)
+    directory.load_key()
+    directory.claim_run(RUN)
+    directory.key.unlink()
+    with pytest.raises(ConfigError) as error:
+        directory.load_key()
+    assert str(directory.key) in complaint(error)
+    assert not directory.key.exists()
+
+
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     directory = data_dir(tmp_path)
     directory.load_key()

@@ -71,7 +71,7 @@ def test_an_empty_prompt_is_begun_after_a_line_end_that_is_not_shown(tmp_path: P
 
 def test_text_comes_as_soon_as_its_characters_are_whole() -> None:
     bpe = load_tokenizer(train_tokenizer(TEXT, 300), 300)
-    ids = encode(bpe, FISH)
+    ids = list(encode(bpe, FISH))
     assert len(ids) > len(FISH)  # so there are halves of characters among them
     pieces = list(text_of(bpe, ids))
     assert "".join(pieces) == FISH

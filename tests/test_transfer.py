@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from transfer_world import PEERS, Donor, World
 
 from protocol.donors import BUSY_S, FIRST_BYTES, MAX_DIRECT_BYTES, MAX_RELAYED_BYTES
-from protocol.rpc import MIB
+from protocol.limits import KIB, MIB
 from protocol.transfer import STALL_S
 from protocol.transfer_steps import Ask, DonorLost
 
 A, B, C, D = PEERS[:4]
-KIB = 1024
 SIZE = 20 * MIB + 12_345
 
 

@@ -26,8 +26,8 @@ from protocol import rpc
 from protocol.errors import Malformed
 from protocol.frame import Refusal
 from protocol.ids import PeerId, digest_of
+from protocol.limits import KIB, MIB
 from protocol.manifest import manifest_of
-from protocol.rpc import KIB, MIB
 from protocol.spec import BlobRef
 from protocol.transfer_steps import Event
 

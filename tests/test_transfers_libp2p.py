@@ -18,7 +18,7 @@ from node.rpc import Refused, Rpc
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.ids import PeerId
-from protocol.rpc import MIB
+from protocol.limits import MIB
 
 pytestmark = [pytest.mark.libp2p, pytest.mark.timeout(120)]
 

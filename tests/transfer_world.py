@@ -11,8 +11,8 @@ from protocol.assembly import MAX_ASKED
 from protocol.donors import MAX_DIRECT_BYTES, MAX_RELAYED_BYTES
 from protocol.envelope import Signer
 from protocol.ids import DIGEST_BYTES, PeerId
+from protocol.limits import MIB
 from protocol.manifest import Manifest
-from protocol.rpc import MIB
 from protocol.transfer import Transfer
 from protocol.transfer_steps import (
     Ask,

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from node.bench import common
 from node.bench.child import Child, Command, Failed, Told, children
+from protocol.limits import MIB
 
 RUNS = 5
-MIB = 256
+SIZE_MIB = 256
 DONORS = (1, 2, 4)
 LINE_MB_PER_S = 20
 """What each donor may send in the second part."""
@@ -35,7 +36,6 @@ START_S = 60.0
 ORDER_S = 300.0
 SOCKET = "bare socket"
 MEGABYTE = 1e6
-MEBIBYTE = 1024 * 1024
 
 HEADINGS = {
     "from": "from",
@@ -66,7 +66,7 @@ class Peer:
 def main() -> int:
     parser = common.parser("join", "A blob from many donors, beside one bare socket.")
     parser.add_argument("--runs", type=int, default=RUNS, help="runs of which the median is taken")
-    parser.add_argument("--mib", type=int, default=MIB, help="size of the blob")
+    parser.add_argument("--mib", type=int, default=SIZE_MIB, help="size of the blob")
     args = parser.parse_args()
     if args.runs < 1 or not 1 <= args.mib <= 1024:
         parser.error("--runs is at least 1, --mib 1 to 1024")
@@ -180,7 +180,7 @@ def show(taken: Taken, args: argparse.Namespace) -> bool:
 
 def table(taken: Taken, mib: int) -> list[common.Row]:
     rate = {
-        (source, line): mib * MEBIBYTE / MEGABYTE / statistics.median(seconds)
+        (source, line): mib * MIB / MEGABYTE / statistics.median(seconds)
         for (name, source, line), seconds in taken.items()
         if name == "seconds"
     }
@@ -197,8 +197,8 @@ def table(taken: Taken, mib: int) -> list[common.Row]:
                 "from": source,
                 "line": line,
                 "mb_per_s": mb_per_s,
-                "least_mb_per_s": mib * MEBIBYTE / MEGABYTE / max(seconds),
-                "most_mb_per_s": mib * MEBIBYTE / MEGABYTE / min(seconds),
+                "least_mb_per_s": mib * MIB / MEGABYTE / max(seconds),
+                "most_mb_per_s": mib * MIB / MEGABYTE / min(seconds),
                 "times_one": None if is_alone else times_one,
                 "of_socket": None if is_alone else mb_per_s / socket,
                 "cpu_s": statistics.median(taken["cpu_s", source, line]),

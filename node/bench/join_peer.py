@@ -27,8 +27,8 @@ from node.rpc import Refused, Rpc
 from protocol import rpc
 from protocol.envelope import Signer
 from protocol.ids import PeerId, RunId
+from protocol.limits import MIB
 from protocol.manifest import manifest_of
-from protocol.rpc import MIB
 from protocol.spec import BlobRef
 
 RUN = RunId(bytes(32))

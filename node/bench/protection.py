@@ -30,7 +30,7 @@ from node.protection.erasure import CODE, SEGMENT_BYTES, ErasureCode
 from node.protection.owner import TICK_S
 from node.snapshots import snapshot_files
 from protocol.ids import digest_of
-from protocol.rpc import MIB
+from protocol.limits import MIB
 from protocol.shards import ProtectionConfig
 
 RUNS = 5

@@ -22,9 +22,10 @@ from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
 from protocol.fragments import num_parameters
 from protocol.ids import Digest, PeerId, Round, digest_of
+from protocol.limits import MIB
 from protocol.messages import Presence
 from protocol.model import GptConfig, InnerConfig
-from protocol.rpc import MIB, Kind
+from protocol.rpc import Kind
 from protocol.shards import ProtectionConfig
 from protocol.spec import BlobRef, DataConfig, RunSpec
 from trainers.inner import Moments

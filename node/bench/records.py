@@ -35,8 +35,8 @@ from node.bench.child import Failed
 from node.bench.records_authors import KEEP_EVERY, RUN, record_at
 from node.bench.records_hostile import KINDS
 from node.records.files import RecordFiles
+from protocol.limits import KIB
 
-KIB = 1024
 AUTHORS = 32
 ROUNDS = 100_000
 JOINS = 5

@@ -26,7 +26,7 @@ from node.bench.rpc_pair import Pair, Place, pair
 from node.natlab.lab import Lab
 from node.natlab.rules import Kind
 from protocol.errors import ShoalError
-from protocol.rpc import MIB
+from protocol.limits import MIB
 
 RUNS = 5
 LAB_RUNS = 2

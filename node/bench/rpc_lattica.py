@@ -16,7 +16,7 @@ from typing import Any
 from lattica import ConnectionHandler, Lattica, rpc_method, rpc_stream
 
 from node.bench.rpc_peer import obey
-from protocol.rpc import MIB
+from protocol.limits import MIB
 
 LARGEST_BYTES = 64 * MIB
 CONNECT_S = 10.0

@@ -15,7 +15,8 @@ from node.pieces import fetch_pieces
 from node.rpc import Rpc
 from protocol.envelope import Signer
 from protocol.ids import Digest, PeerId, RunId
-from protocol.rpc import FETCH, KIB, MIB, FetchCall, Kind, Lane, Method, RecordCall
+from protocol.limits import KIB, MIB
+from protocol.rpc import FETCH, FetchCall, Kind, Lane, Method, RecordCall
 
 RUN = RunId(bytes(32))
 DIGEST = Digest(bytes(32))

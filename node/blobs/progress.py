@@ -8,12 +8,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from node.telemetry import Waits
+from protocol.limits import MIB
 
 REPORT_S = 10.0
 """Between two words on how much of a blob is here."""
 SPEED_REPORTS = 6
 """A speed is measured over so many: a minute, for a chunk takes that long on a slow line."""
-MIB = 1024 * 1024
 
 
 class Report:

@@ -25,6 +25,7 @@ from node.blobs.files import BlobFile, described, files_in, to_its_end, what_is_
 from protocol import codec
 from protocol.errors import ConfigError
 from protocol.ids import Digest
+from protocol.limits import MIB
 from protocol.manifest import CHUNK_BYTES, Manifest, bitfield_of, manifest_of_chunks
 from protocol.spec import BlobRef
 
@@ -33,7 +34,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-MIB = 1024 * 1024
 RECENT_CHUNKS = 8
 """Kept in memory, for a chunk is asked for in four pieces or more; 8 MiB."""
 

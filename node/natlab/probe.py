@@ -32,7 +32,8 @@ from protocol import check
 from protocol.envelope import Signer
 from protocol.errors import PeerUnavailable
 from protocol.ids import PeerId
-from protocol.rpc import MIB, Kind, Lane, Method
+from protocol.limits import MIB
+from protocol.rpc import Kind, Lane, Method
 
 CONNECT_S = 20.0
 """To have any connection at all; a dead address costs the library up to ten seconds."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from node.donors import SUM_BYTES
 from node.sim.learners import Measured
 from node.sim.state import Saved
 from node.worker.materials import initial_slow
@@ -25,9 +26,6 @@ from trainers.data import Validation
 from trainers.model import model_on
 from trainers.scalars import sum_digest
 from trainers.summed import Sampler, Summed
-
-SUM_BYTES = 8
-"""Of a trainable parameter."""
 
 
 class SummedLearner:

@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from node.snapshots import (
-    MAX_STEPS,
     OWN,
     SHARED,
     SnapshotPlace,
@@ -41,7 +40,7 @@ from node.snapshots import (
 )
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId, digest_of
-from protocol.limits import MAX_ROUND
+from protocol.limits import MAX_ROUND, MAX_STEP
 from trainers.inner import Moments
 from trainers.state import Fast, Slow
 
@@ -117,13 +116,13 @@ def read_slow(path: Path, run: RunId, count: int) -> Slow:
 def _load(path: Path, run: RunId, count: int) -> tuple[Slow, Fast]:
     tensors, numbers = _read(path, run, count, ("phi", "delta", "theta", "first", "second"))
     moments = Moments(
-        tensors["first"], tensors["second"], number(numbers, "moment_steps", MAX_STEPS)
+        tensors["first"], tensors["second"], number(numbers, "moment_steps", MAX_STEP)
     )
     fast = Fast(
         tensors["theta"],
         moments,
-        number(numbers, "inner_step", MAX_STEPS),
-        number(numbers, "step_in_round", MAX_STEPS),
+        number(numbers, "inner_step", MAX_STEP),
+        number(numbers, "step_in_round", MAX_STEP),
     )
     return _slow(tensors, numbers), fast
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ class Materials:
         spec = codec.decode(RunSpec, setup.spec_body, max_bytes=MAX_SPEC_BYTES)
         bpe = tokenizer.load_tokenizer(Path(setup.tokenizer).read_bytes(), spec.model.vocab)
         context = spec.model.context
-        ids = [id for path in setup.corpus for id in tokenizer.encode(bpe, _text(path))]
+        ids = array("i")
+        for path in setup.corpus:
+            ids += tokenizer.encode(bpe, _text(path))
         if len(ids) <= context:
             raise ValueError(f"{len(ids)} tokens of training text, expected more than {context}")
         return cls(

@@ -25,8 +25,7 @@ from node.snapshots import (
 from node.worker.files import check_digest, check_names, serialized_tensors, write_tensors
 from protocol.errors import Malformed
 from protocol.ids import Round, RunId
-from protocol.limits import MAX_ROUND
-from protocol.scalar import MAX_STEP
+from protocol.limits import MAX_ROUND, MAX_STEP
 from protocol.spsa import LogId, packed, unpacked
 
 
