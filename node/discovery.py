@@ -320,7 +320,7 @@ class Discovery:
 
     async def _in_dht(self, call: Awaitable[V], what: str) -> V | None:
         try:
-            with self._waits.on(what, "the DHT", LOOKUP_S):
+            with self._waits.on(what, "the DHT", LOOKUP_S, aside=True):
                 async with asyncio.timeout(LOOKUP_S):
                     return await call
         except TimeoutError:

@@ -114,12 +114,20 @@ class Waits:
         self._wall = wall
         self._open: dict[Hashable, Waiting] = {}
 
-    def begin(self, slot: Hashable, what: str, source: PeerId | str, for_s: float) -> None:
-        """`slot` waits for `what` from `source`, `for_s` seconds at most; ends its last wait."""
+    def begin(
+        self, slot: Hashable, what: str, source: PeerId | str, for_s: float, *, aside: bool = False
+    ) -> None:
+        """`slot` waits for `what` from `source`, `for_s` seconds at most; ends its last wait.
+
+        Args:
+            aside: the node goes on meanwhile, so it is shown only if there is no other wait.
+        """
         waiting = Waiting(what, source, self._wall() + for_s)
         self._open.pop(slot, None)
         if len(self._open) < MAX_WAITS:
-            self._open[slot] = waiting
+            before = {} if aside else self._open
+            after = self._open if aside else {}
+            self._open = {**before, slot: waiting, **after}
         log.info("waiting: %s", waiting)
 
     def end(self, slot: Hashable) -> None:
@@ -127,10 +135,12 @@ class Waits:
         self._open.pop(slot, None)
 
     @contextmanager
-    def on(self, what: str, source: PeerId | str, for_s: float) -> Iterator[None]:
+    def on(
+        self, what: str, source: PeerId | str, for_s: float, *, aside: bool = False
+    ) -> Iterator[None]:
         """The block waits for `what`.  The caller sets the deadline itself."""
         slot = object()  # others may wait for the same
-        self.begin(slot, what, source, for_s)
+        self.begin(slot, what, source, for_s, aside=aside)
         try:
             yield
         finally:
@@ -138,7 +148,7 @@ class Waits:
 
     @property
     def current(self) -> Waiting | None:
-        """The newest wait that is not over."""
+        """The newest wait that is not over, of those that the node cannot go on without."""
         return next(reversed(self._open.values()), None)
 
 

@@ -94,6 +94,8 @@ class Training:
         self._told_behind = -AGAIN_S
         self._away_until = 0.0
         """Until then what is seen of the members is what we come back to."""
+        self._left_behind_at: int | None = None
+        """The round in which we last were, since we came back."""
         self._snapshot_saved = asyncio.Event()
         self._resumed: asyncio.Queue[wire.Ready] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
@@ -245,6 +247,7 @@ class Training:
         now = self._clock()
         if not self._live() or now - before > STOOD_S:
             self._away_until = now + REJOIN_S
+            self._left_behind_at = None
 
     def _left_behind_by(self) -> PeerId | None:
         """A member to take weights of, if we were away too long; said again after a while."""
@@ -252,9 +255,13 @@ class Training:
         if not isinstance(trainer, NolocoConfig) or now < self._told_behind + AGAIN_S:
             return None
         rounds = {p.peer: p.round for p in self._live() if p.state in BEGUN}
-        most = reanchor.AWAY_ROUNDS if now < self._away_until else trainer.reanchor_rounds
+        is_back = now < self._away_until
+        most = reanchor.AWAY_ROUNDS if is_back else trainer.reanchor_rounds
         source = reanchor.source(self.journal.round, rounds, most)
         if source:
+            before, self._left_behind_at = self._left_behind_at, self.journal.round
+            if is_back and (before is None or self.journal.round < before + most):
+                self._away_until = now + AGAIN_S + REJOIN_S  # weights are still to come
             self._told_behind = now
             log.info("left behind: round=%d member=%s", self.journal.round, short(source))
         return source

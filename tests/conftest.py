@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from node.telemetry import QUIET_LIBRARIES
 
-settings.register_profile("shoal", deadline=None)
-"""How long an example takes says how busy the machine is."""
+settings.register_profile(
+    "shoal",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+"""How long an example takes says how busy the machine is.  New examples are for people, who can
+look at what they find; what CI says of a change is of that change."""
 settings.load_profile("shoal")
 
 

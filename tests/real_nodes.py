@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from node.api import Status
 from node.local_swarm import Child, LocalSwarm
+from protocol.errors import ConfigError
 
 RUN = """
 name = "small"
@@ -82,7 +84,8 @@ async def until_of(swarm: LocalSwarm, children: list[Child], reached: Callable[[
     """As `until`, but asks only `children`: a stopped process answers nobody."""
     while not reached():
         for child in children:
-            child.status = await child.client.status()
+            with contextlib.suppress(ConfigError):  # busy: it is asked again
+                child.status = await child.client.status()
         await asyncio.sleep(POLL_S)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from samples import OTHER, RUN
 
+from node.keys import DataDir
 from node.local_swarm import LOOPBACK, ROOT
 from protocol.ticket import Ticket
 
@@ -35,9 +36,11 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
     """A node that runs until the block ends; has printed its first line."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout is not None
-        assert node.stdout.readline()
-        yield node
-        node.terminate()
+        try:
+            assert node.stdout.readline()
+            yield node
+        finally:
+            node.terminate()
 
 
 def ticket(port: int = 1) -> str:
@@ -75,6 +78,7 @@ def test_a_second_node_on_a_directory_is_refused_and_the_first_goes_on(tmp_path:
 
 
 def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
+    DataDir(tmp_path).load_key()
     (tmp_path / "run").write_text("ab" * 32 + "\n")
     said = refused(*SHOAL, "join", ticket(), "--data-dir", str(tmp_path), "--listen", LOOPBACK)
     assert "found run abababab, expected run" in said

@@ -16,6 +16,7 @@ from status_sample import ALICE, BOB, FakeNode, rendered, status
 from node import cli, view
 from node.api import PeerStatus, Reachable, serving
 from node.handover import read_lines
+from node.keys import DataDir
 from protocol.ids import RunId, short
 from protocol.ticket import Ticket
 
@@ -314,7 +315,8 @@ def test_sizes_are_short(count: int, text: str) -> None:
 def test_nodes_that_were_all_stopped_hand_over_the_ticket_of_their_own_run(tmp_path: Path) -> None:
     ticket = str(Ticket(run=RUN, addrs=(ADDR,), secret=b""))
     (tmp_path / "ticket").write_text(f"{ticket}\n")
-    (tmp_path / "run").write_text(f"{RUN.hex()}\n")
+    DataDir(tmp_path).load_key()
+    DataDir(tmp_path).claim_run(RUN)
     (tmp_path / "node.toml").write_text("first_contact_s = 0.1\n")
     shared = tmp_path / "shared" / "ticket"
     ended = shoal(

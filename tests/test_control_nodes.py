@@ -26,7 +26,7 @@ lr = 4e-3
 base_scalars = 400
 """
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
 
 async def shoal(*arguments: str) -> tuple[int, str]:
@@ -103,6 +103,7 @@ async def test_the_creator_pauses_resumes_and_changes_the_rate_is_killed_and_not
         assert (code, "expected one of fp32, bf16, int8" in text) == (2, True), text
         assert (await order(creator, "set", "trainer.codec", "int8"))[0] == 0
 
+        await until(swarm, lambda: all("inner.lr" in said(c)["changes"] for c in everyone))
         others[1] = await again(swarm, others[1])
         everyone = (creator, *others)
         await until(swarm, lambda: are("paused", *everyone))

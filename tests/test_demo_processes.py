@@ -16,7 +16,7 @@ import pytest
 
 from node.local_swarm import ROOT
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
 NODE_AND_WORKER = 2
 

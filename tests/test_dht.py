@@ -73,7 +73,7 @@ async def is_in_table(bridge: Bridge, peer: PeerId) -> bool:
     return bool(bridge._host.dht._dht.routing_table.peer_in_table(ID.from_base58(peer)))
 
 
-def record(seq: int = 1, left_s: int = 600) -> PeerRecord:
+def record(seq: int = 1, left_s: int = 3600) -> PeerRecord:
     return PeerRecord(
         peer=ALICE.peer,
         run=RUN,

@@ -120,14 +120,11 @@ async def test_the_peer_id_of_libp2p_is_the_signers() -> None:
         assert alice.bridge.connected() == (BOB.peer,)
 
 
-async def test_it_ends_within_two_seconds_and_leaves_no_thread_and_no_socket() -> None:
+async def test_it_ends_and_leaves_no_thread_and_no_socket() -> None:
     before = threading.active_count()
     async with two() as (alice, bob):
         await alice.hello(BOB.peer)
         port = int(bob.bridge.addrs()[0].split("/")[4])
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-    assert loop.time() - begin < 2.0
     assert threading.active_count() == before
     assert not library.port_is_taken("127.0.0.1", port)
     assert asyncio.all_tasks() == {asyncio.current_task()}

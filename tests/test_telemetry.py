@@ -97,7 +97,10 @@ def test_the_current_wait_is_the_newest_that_is_not_over() -> None:
     assert waits.current == Waiting("members", "anyone", 1.0)
     waits.begin("trainer", "an answer", PeerId("x"), 3.0)
     assert waits.current == Waiting("an answer", "x", 3.0)
-    waits.end("trainer")
+    with waits.on("members in the DHT", "the DHT", 4.0, aside=True):
+        assert waits.current == Waiting("an answer", "x", 3.0)
+        waits.end("trainer")
+        assert waits.current == Waiting("members in the DHT", "the DHT", 4.0)
     assert waits.current is None
 
 

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from samples import CREATOR, EXCHANGE, OTHER, ROSTER
+from samples import CREATOR, EXCHANGE, OTHER, PRESENCE, ROSTER
 from training_parts import MINE, R0, R1, Node, ready
 from virtual_time import in_virtual_time
 
 from crdt.schema import ClosedRound
+from node.driver import Driver
 from node.learner import Learner
 from node.noted_learner import NotedLearner
-from node.training import QUIET_S
+from node.training import AGAIN_S, QUIET_S
 from node.worker import wire
 from node.worker.wire_save import Saved
 from protocol.ids import PeerId, Round, digest_of
 from trainers.effects import Agreed, ApplyOuter, Closed, Finished, Share, Wait
-from trainers.events import Resumed
+from trainers.events import LeftBehind, Resumed
+from trainers.reanchor import AWAY_ROUNDS
 
 
 @pytest.mark.parametrize("round", [0, 5])
@@ -112,6 +114,42 @@ def test_the_wait_of_a_worker_that_died_is_over_when_the_next_one_stands(tmp_pat
         await asyncio.sleep(0.1)
         assert (node.journal.round, node.waits.current) == (R1, None)
         told.cancel()
+
+    in_virtual_time(run())
+
+
+def test_who_was_away_takes_over_weights_again_until_that_succeeds_and_then_may_be_slow(
+    tmp_path: Path,
+) -> None:
+    class Posts:
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        async def post(self, event: object) -> None:
+            if isinstance(event, LeftBehind):
+                self.times.append(asyncio.get_running_loop().time())
+
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(7)
+        posts = Posts()
+        node.training._driver = cast(Driver, posts)
+        telling = asyncio.create_task(node.training._tell_driver())
+        await asyncio.sleep(5.0)  # with nobody there
+        ahead = replace(PRESENCE, state="training", round=Round(7 + AWAY_ROUNDS))
+        node.live = [ahead]
+        await asyncio.sleep(60.0)  # a takeover that does not come about
+        assert len(posts.times) >= 30
+        assert posts.times[-1] > 60.0
+        tried = len(posts.times)
+        for _ in range(60):  # now each one succeeds, and at once the other is as far ahead again
+            if len(posts.times) > tried:
+                node.at_round(node.live[0].round)
+                tried = len(posts.times)
+            node.live = [replace(ahead, round=Round(node.journal.round + AWAY_ROUNDS))]
+            await asyncio.sleep(AGAIN_S)
+        assert posts.times[-1] < 85.0
+        telling.cancel()
 
     in_virtual_time(run())
 

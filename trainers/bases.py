@@ -192,14 +192,17 @@ class Bases:
             self._told = -1
 
     def _is_plausible(self, heard: Adopted) -> bool:
-        """Its number of authors is much the same as we count since the base before.
+        """Its number of authors is much the same as we count since our newest.
 
         A leader could else scale the steps of all to nothing, or to too much, until the next base.
+        Those of several bases together are no more than the sum of what each counts; who has no
+        base yet can only hold that there is a log for each author.
         """
-        if heard.base.index != self.index + 1:
-            return True  # we do not have the one before; authors <= logs holds
+        bases = max(1, heard.base.index - self.index)
+        if self.newest is None and bases > 1:
+            return True
         counted, authors = self._grown(heard.horizon), heard.base.authors
-        return authors <= 2 * counted + 1 and counted <= 2 * authors + 1
+        return authors <= 2 * counted + 1 and counted <= 2 * bases * authors + 1
 
     def check(self) -> None:
         """Have the sum of a base named once the worker was told all scalars of it."""

@@ -81,7 +81,7 @@ class BlobProviders:
         """Members that the DHT names for a blob; they may have lost it since."""
         key = blob_key(self._run, digest)
         try:
-            with self._waits.on(f"who has blob {short(digest)}", "the DHT", LOOKUP_S):
+            with self._waits.on(f"who has blob {short(digest)}", "the DHT", LOOKUP_S, aside=True):
                 async with asyncio.timeout(LOOKUP_S):
                     found = (await self._bridge.find_providers(key))[:MAX_CANDIDATES]
                     async with asyncio.TaskGroup() as greetings:
@@ -97,7 +97,7 @@ class BlobProviders:
         """Once, whether another peer heard it or not: a DHT of one is told again by and by."""
         what = f"word of blob {short(digest)} to arrive"
         try:
-            with self._waits.on(what, "the DHT", LOOKUP_S):
+            with self._waits.on(what, "the DHT", LOOKUP_S, aside=True):
                 async with asyncio.timeout(LOOKUP_S):
                     is_told = await self._bridge.provide(blob_key(self._run, digest))
         except TimeoutError:
