@@ -30,7 +30,7 @@ from protocol.ids import DIGEST_BYTES, Digest, PeerId, RunId, digest_of
 from protocol.limits import KIB
 
 MAX_SNAPSHOT_BYTES = 16 * KIB
-"""Twice the largest content that `crdt.schema` writes: 6.7 kB."""
+"""Three times the largest content that `crdt.schema` writes: 5.0 kB."""
 MAX_TAIL = 32
 """Updates in a tail.  Also the work of rebuilding a view: 33 updates."""
 MAX_TAIL_BYTES = 8 * KIB

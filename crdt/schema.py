@@ -15,7 +15,7 @@ written at most once a round; live telemetry is presence, not record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -181,6 +181,17 @@ class Control:
         changes = sorted([*others, change], key=lambda one: one.name)
         return replace(self, changes=tuple(changes))
 
+    def moved(self, base: Control, found: Control) -> Control:
+        """What was changed since `base`, on top of `found`; a stop of either is for good."""
+        new = {change.name: change for change in self.changes if change not in base.changes}
+        old = [change for change in found.changes if change.name not in new]
+        changes = [*new.values(), *old[: MAX_CHANGES - len(new)]]
+        return Control(
+            paused=found.paused if self.paused == base.paused else self.paused,
+            stopped=self.stopped or found.stopped,
+            changes=tuple(sorted(changes, key=lambda one: one.name)),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
@@ -237,27 +248,39 @@ class Content:
         return replace(self, totals=replace(self.totals, counted_to=round), closed=before)
 
     def moved(self, base: Content, found: Content) -> Content:
-        """What was changed since `base`, on top of `found`, an own record that came late."""
+        """What was changed since `base`, on top of `found`, an own record that came late.
+
+        The checkpoints are ours: those that were found are of a store that is lost, or older.
+        """
         rounds = {closed.round: closed for closed in (*found.closed, *self.closed)}
-        member = self.member
+        member = self.member or found.member
         if member and found.member:
             member = replace(member, since=min(member.since, found.member.since))
-        return replace(
+        moved = replace(
             self,
             member=member,
+            progress=found.progress if self.progress == base.progress else self.progress,
             totals=self.totals.moved(base.totals, found.totals),
             closed=tuple(rounds[round] for round in sorted(rounds))[-MAX_CLOSED:],
+            blamed=found.blamed,
+            control=_moved_word(self.control, base.control, found.control),
         )
+        return moved.with_blames(_blamed_since(base.blamed, self.blamed))
 
     def with_blame(self, peer: PeerId, reason: str) -> Content:
-        """Blaming `peer` once more; of too many the least blamed other one is forgotten."""
-        held = {old.peer: old for old in self.blamed}
-        count = held.pop(peer).count + 1 if peer in held else 1
-        while len(held) >= MAX_BLAMED:
-            del held[min(held, key=lambda other: (held[other].count, other))]
+        """Blaming `peer` once more; see `with_blames`."""
         short = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-        held[peer] = BlamedPeer(peer=peer, count=min(count, MAX_ROUND), reason=short)
-        return replace(self, blamed=tuple(held[other] for other in sorted(held)))
+        return self.with_blames((BlamedPeer(peer=peer, count=1, reason=short),))
+
+    def with_blames(self, more: Iterable[BlamedPeer]) -> Content:
+        """Blaming each of these so much more; of too many the least blamed other is forgotten."""
+        held = {old.peer: old for old in self.blamed}
+        for new in more:
+            before = held.pop(new.peer).count if new.peer in held else 0
+            while len(held) >= MAX_BLAMED:
+                del held[min(held, key=lambda other: (held[other].count, other))]
+            held[new.peer] = replace(new, count=min(before + new.count, MAX_ROUND))
+        return replace(self, blamed=tuple(held[peer] for peer in sorted(held)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +293,20 @@ class NoView:
 
 
 View = Content | NoView
+
+
+def _moved_word(now: Control | None, base: Control | None, found: Control | None) -> Control | None:
+    """As `Control.moved`; who has said nothing has taken nothing back."""
+    if now is None or found is None:
+        return now or found
+    return now.moved(base or Control(), found)
+
+
+def _blamed_since(base: Sequence[BlamedPeer], now: Sequence[BlamedPeer]) -> list[BlamedPeer]:
+    """Whom the author blamed since `base`, and how often."""
+    before = {old.peer: old.count for old in base}
+    counts = ((new, new.count - before.get(new.peer, 0)) for new in now)
+    return [replace(new, count=count) for new, count in counts if count > 0]
 
 
 def _check_sorted(name: str, keys: Sequence[int] | Sequence[str]) -> None:

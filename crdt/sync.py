@@ -200,8 +200,8 @@ class Sync:
     def body(self) -> bytes | None:
         return codec.encode(self._request) if self._request else None
 
-    def answered(self, body: bytes) -> None:
-        """Merge what the answer brings and decide on the next request.
+    def answered(self, body: bytes) -> bool:
+        """Merge what the answer brings and decide on the next request; whether there is one.
 
         Raises:
             Malformed: the answer breaks the protocol.
@@ -226,6 +226,7 @@ class Sync:
                 raise Malformed(f"{type(reply).__name__} is no answer to what was asked")
         if self._calls_left <= 0:
             self._request = None
+        return self._request is not None
 
     def _heads(self, theirs: tuple[Digest, ...]) -> Heads:
         mine = self._replica.buckets()
@@ -242,13 +243,16 @@ def newest_request(author: PeerId) -> bytes:
     return codec.encode(Newest(author))
 
 
-def merge_newest(replica: Replica, body: bytes) -> None:
-    """Take in the answer to `newest_request`.
+def merge_newest(replica: Replica, author: PeerId, body: bytes) -> bool:
+    """Take in the answer to `newest_request`; whether the peer holds anything of `author`.
 
     Raises:
         Malformed: it is none.
     """
-    merge_parcel(replica, codec.decode(Missing, body, max_bytes=MAX_BODY_BYTES).parcel)
+    parcel = codec.decode(Missing, body, max_bytes=MAX_BODY_BYTES).parcel
+    merge_parcel(replica, parcel)
+    held = {entry.author for entry in parcel.entries} | {proof.author for proof in parcel.proofs}
+    return author in held
 
 
 def push_request(parcel: Parcel) -> bytes:

@@ -162,19 +162,26 @@ class Control:
     async def admit(self, *, has_snapshot: bool) -> None:
         """Before anything is fetched: a node that was no member yet needs a run to join.
 
+        Its record says whether it was, on its disk or, if that is lost, at its peers.
+
         Raises:
             ConfigError: the run has ended.
         """
-        own = self._records.views().get(self._me)
-        is_member = isinstance(own, Content) and own.member is not None
-        if is_member or has_snapshot:
+        if has_snapshot or self._is_member():
             return
         until = self._clock() + HEARD_S
         with self._journal.waits.on("members that can be joined", "any member", HEARD_S):
             while not self._begun() and self._clock() < until:  # noqa: ASYNC110  they expire, too
                 await asyncio.sleep(LOOK_S)
         live = self._begun()
-        if not self.said.is_stopped and live and all(one.state == "finished" for one in live):
+        if self.said.is_stopped or (live and all(one.state == "finished" for one in live)):
+            await self._records.until_known()  # peers may know a member that lost its disk
+            if not self._is_member():
+                await self._check_goes_on(live)
+
+    async def _check_goes_on(self, live: Sequence[Presence]) -> None:
+        """As `admit`, of a run that seems to be over."""
+        if not self.said.is_stopped:
             if all(one.round >= self._spec.rounds for one in live):
                 raise self._ended(f"all its {self._spec.rounds} rounds are closed")
             with (
@@ -183,8 +190,12 @@ class Control:
             ):
                 async with asyncio.timeout(HEARD_S):
                     await self._until(lambda: self._is_known)
-        if self.said.is_stopped:
+        if self.said.is_stopped and not self._is_member():
             raise self._ended("its creator has stopped it")
+
+    def _is_member(self) -> bool:
+        own = self._records.views().get(self._me)
+        return isinstance(own, Content) and own.member is not None
 
     def _begun(self) -> list[Presence]:
         """Not those that want to join like us."""

@@ -2,16 +2,20 @@
 
 Two formats: `hf` is what `from_pretrained` of transformers loads, `safetensors` the parameters
 under the names that `trainers.model` gives them.  The folder is written beside, flushed and
-renamed, so under its name it is whole or as it was before.
+renamed, so under its name it is whole or as it was before.  Only where an earlier export is
+replaced, there is none for an instant: if the process is killed in it, the next export to that
+name puts the earlier one back before anything else, and removes what else was left.
 Source: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import secrets
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,8 @@ OURS = frozenset(
      "tokenizer_config.json")
 )  # fmt: skip
 """What an export consists of: a folder with anything else in it is never replaced."""
+NEW, OLD = "new", "old"
+"""Folders in the hidden one: what is being written, and what it replaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,38 +156,64 @@ def write_folder(target: Path, files: Mapping[str, bytes], *, force: bool) -> No
         ConfigError: as `check_target`, or the disk has no room or refuses.
     """
     size_bytes = sum(len(data) for data in files.values())
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        free_bytes = shutil.disk_usage(target.parent).free
-        if free_bytes < size_bytes:
-            raise ConfigError(
-                f"disk: {free_bytes / MIB:.1f} MiB are free in {target.parent}, expected room for "
-                f"{size_bytes / MIB:.1f} MiB; free some space or choose another folder"
-            )
-        partial.mkdir()
-        for name, data in files.items():
-            (partial / f"{name}.new").write_bytes(data)
-            settle(partial / f"{name}.new", partial / name)
-        _put(partial, target, force=force)
+        with _workplace(target) as work:
+            free_bytes = shutil.disk_usage(target.parent).free
+            if free_bytes < size_bytes:
+                raise ConfigError(
+                    f"disk: {free_bytes / MIB:.1f} MiB are free in {target.parent}, expected room "
+                    f"for {size_bytes / MIB:.1f} MiB; free some space or choose another folder"
+                )
+            (work / NEW).mkdir()
+            for name, data in files.items():
+                beside = work / f"{name}.new"
+                beside.write_bytes(data)
+                settle(beside, work / NEW / name)
+            _put(work, target, force=force)
     except OSError as error:
         raise ConfigError(
             f"disk: {error.strerror} at {target}, expected to write {size_bytes / MIB:.1f} MiB "
             "there; free some space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put(partial: Path, target: Path, *, force: bool) -> None:
-    """Give the folder its name; an earlier export has another one until that is done."""
+@contextlib.contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, ours alone and gone at the end.
+
+    Raises:
+        ConfigError: another export to the same name is under way.
+        OSError: it cannot be made.
+    """
+    work = target.with_name(f".{target.name}.export")
+    work.mkdir(exist_ok=True)
+    with (work / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{target}: another export to it is under way, expected none; wait until that has "
+                "ended or choose another name"
+            ) from None
+        try:
+            _put_back(work, target)
+            shutil.rmtree(work / NEW, ignore_errors=True)
+            yield work
+        finally:
+            _put_back(work, target)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _put(work: Path, target: Path, *, force: bool) -> None:
+    """Give the new folder its name; an earlier export is in `work` until that is done."""
     check_target(target, force=force)  # whatever came there while we were writing
-    if not target.exists():
-        settle(partial, target)
-        return
-    old = target.rename(partial.with_suffix(".old"))
-    try:
-        settle(partial, target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(work / OLD)
+    settle(work / NEW, target)
+
+
+def _put_back(work: Path, target: Path) -> None:
+    """An earlier export that was moved away gets its name again, if no other took it."""
+    if (work / OLD).is_dir() and not os.path.lexists(target):
+        (work / OLD).rename(target)
+    shutil.rmtree(work / OLD, ignore_errors=True)

@@ -149,7 +149,8 @@ class Member:
                 self.training = self._new_training(spec, setup, self.protection)
                 self._candidates_changed()
                 self.control.begin(self.training)
-                await self.training.run(is_new=self.held.is_new)
+                until_known = self.records.until_known
+                await self.training.run(is_new=self.held.is_new, until_known=until_known)
         finally:
             if self.protection:
                 self.protection.close()
@@ -199,6 +200,7 @@ class Member:
             blame=self.blame,
             waits=world.waits,
             rng=self._rng,
+            is_new=world.is_key_new,
         )
 
     def _new_protection(self, spec: RunSpec) -> Protection:

@@ -70,6 +70,7 @@ class Node:
     def __init__(self, config: NodeConfig, directory: DataDir) -> None:
         self._config = config
         self._directory = directory
+        self._is_key_new = not directory.key.exists()
         self._signer = directory.load_key()
         self._waits = Waits(time.time)
         self._stopping = asyncio.Event()
@@ -123,6 +124,7 @@ class Node:
             config=self._config,
             directory=self._directory,
             signer=self._signer,
+            is_key_new=self._is_key_new,
             bridge=self._bridge,
             rpc=rpc,
             addrs=self._addrs,

@@ -2,8 +2,9 @@
 
 A name that ends in `.safetensors` is always a whole file: it is written in a folder beside,
 flushed, and renamed.  What is found broken or of another run gets another name and stays, so
-that nothing somebody may miss is overwritten.  For whoever looks at the directory without torch;
-`node.worker.files` and `node.worker.sums` know what is inside.
+that nothing somebody may miss is overwritten.  What was trained beyond weights that were then
+taken over from a member goes, once those are on disk.  For whoever looks at the directory without
+torch; `node.worker.files` and `node.worker.sums` know what is inside.
 """
 
 from __future__ import annotations
@@ -205,6 +206,28 @@ def being_written(path: Path, size_bytes: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
     for old in [file for file in snapshot_files(path.parent) if file.name <= path.name][KEPT:]:
         old.unlink(missing_ok=True)
+
+
+def remove_given_up(path: Path, run: RunId) -> str:
+    """Remove the snapshots that are named as newer than this one, with which training went back.
+
+    Whoever is killed meanwhile goes on from the newest that is left, as if it had been earlier.
+    What cannot be read, or is of another run, is set aside, and the note says so.
+
+    Raises:
+        OSError: the disk is away, and the newest by name is still another one.
+    """
+    notes: list[str] = []
+    for newer in reversed(snapshot_files(path.parent)):
+        if newer.name <= path.name:
+            continue
+        try:
+            numbers_of(newer, run)
+        except (Malformed, OSError) as error:
+            notes.append(f"{newer.name}: {error}; {set_aside(newer)}")
+        else:
+            newer.unlink(missing_ok=True)
+    return "; ".join(notes)
 
 
 def remove_unfinished(directory: Path) -> None:

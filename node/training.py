@@ -1,7 +1,8 @@
 """The training of one run on this node: worker, machine and driver, from start to last round.
 
     serving     no weights yet: what the run needs is being fetched
-    starting    weights are here; waits for the members that the spec wants to begin with
+    starting    weights are here; waits for the members that the spec wants to begin with, and
+                until it is known what our own record says
     training    rounds
     paused      the creator has paused the run; serves others
     finished    the last round is closed and on disk; serves others
@@ -15,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from node.arena import Arena
@@ -51,6 +52,8 @@ QUIET_S = 12.0
 after our last round (spsa): twice what a worker waits with the next one, and some."""
 STOOD_S = 5.0
 """Without a look for so long this process stood still: a closed lid, SIGSTOP."""
+
+UntilKnown = Callable[[], Awaitable[None]]
 
 
 class Training:
@@ -129,19 +132,22 @@ class Training:
             clock=clock,
         )
 
-    async def run(self, *, is_new: bool) -> None:
+    async def run(self, *, is_new: bool, until_known: UntilKnown) -> None:
         """Train to the last round, then serve until cancelled.
 
         Args:
             is_new: this node made the run just now, so nobody else can have weights.
+            until_known: waits until we know what our own record says.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.learner.run(), name="learner")
             tasks.create_task(self._driver.run(), name="driver")
             tasks.create_task(self.offers.run(), name="offers")
-            await self._train(tasks, await self._beginning.weights(is_new=is_new))
+            await self._train(tasks, await self._beginning.weights(is_new=is_new), until_known)
 
-    async def _train(self, tasks: asyncio.TaskGroup, ready: wire.Ready) -> None:
+    async def _train(
+        self, tasks: asyncio.TaskGroup, ready: wire.Ready, until_known: UntilKnown
+    ) -> None:
         round = self.journal.round = ready.round
         log.info("3 of 4, weights: round=%d weights=%s", round, short(ready.weights))
         if round == 0 and self.spec.creator == self._me:
@@ -149,6 +155,7 @@ class Training:
         self.journal.enter("starting")
         if round == 0:  # else the run has begun
             await self._members()
+        await until_known()  # rounds may be fast, and each of them is a change of it
         log.info("4 of 4, training: round=%d of %d", round, self.spec.rounds)
         self.journal.enter("training")
         tasks.create_task(self._tell_driver(), name="members")

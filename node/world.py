@@ -21,6 +21,8 @@ class World:
     config: NodeConfig
     directory: DataDir
     signer: Signer
+    is_key_new: bool
+    """The key was made by this process."""
     bridge: Bridge
     rpc: Rpc
     addrs: Callable[[], tuple[str, ...]]

@@ -92,6 +92,7 @@ class Node:
         *,
         boot: int = 1,
         jump: int | None = None,
+        is_new: bool = False,
     ) -> None:
         self.peer = signer.peer
         self.files = FullDisk(directory / signer.peer)
@@ -109,6 +110,7 @@ class Node:
             blame=lambda peer, reason: self.blamed.append((peer, reason)),
             waits=self.waits,
             rng=random.Random(boot),
+            is_new=is_new,
         )
         network.nodes[signer.peer] = self
 

@@ -8,17 +8,18 @@ import os
 import random
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from blob_world import ref_of
 from disks import mounted
 
 from node.blobs import files as blob_files
-from node.blobs.files import BlobFile
-from node.blobs.store import RECENT_CHUNKS, BlobStore, Held, NoSpace, on_disk
+from node.blobs.files import BlobFile, on_disk
+from node.blobs.store import RECENT_CHUNKS, BlobStore, Held, NoSpace
 from node.files import MAX_SET_ASIDE
 from protocol import codec
 from protocol.limits import MIB
@@ -30,6 +31,10 @@ from protocol.manifest import (
     manifest_of_chunks,
     open_manifest,
 )
+from protocol.spec import BlobRef
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 DATA = random.Random(7).randbytes(2 * CHUNK_BYTES + 1000)
 """Three chunks, the last one short."""
@@ -483,6 +488,178 @@ async def test_memory_that_cannot_be_kept_is_let_go_with_the_reason(
     await asyncio.wait([putting])
     assert (putting.cancelled(), names(tmp_path), store.used_bytes) == (True, [], 0)
     os.close(fd)
+
+
+async def passing(store: BlobStore, data: bytes) -> BlobRef:
+    fd = memfd(data)
+    try:
+        return await store.put_memory(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+async def test_a_disk_that_removes_nothing_ends_nobody_and_its_room_counts_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who gives a checkpoint back has used it by then."""
+    store = await opened(tmp_path, quota_bytes=3 * MIB)
+    await passing(store, DATA)
+
+    def read_only(_: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "unlink", read_only)
+        await store.release(NAME)
+        await store.forget_partials()
+        with pytest.raises(NoSpace, match="disk quota"):
+            await passing(store, OTHER)
+    assert "blob not removed: digest=" in caplog.text
+    assert "Read-only file system" in caplog.text
+    assert (store.held(NAME), store.whole(), await store.bytes_of(NAME)) == (None, (), b"")
+    assert store.used_bytes == len(DATA)
+    assert await passing(store, OTHER) == ref_of(OTHER)  # the disk works again
+    other = ref_of(OTHER).digest.hex()
+    assert (names(tmp_path), store.used_bytes) == ([other, f"{other}.passing"], len(OTHER))
+
+
+async def test_what_a_read_only_disk_kept_is_the_same_blob_when_it_is_put_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await passing(store, DATA)
+    with monkeypatch.context() as disk:
+        disk.setattr(BlobFile, "delete", lambda _: os.unlink(tmp_path / "none"))
+        await store.release(NAME)
+    await passing(store, DATA)
+    assert await store.bytes_of(NAME) == DATA
+    assert (names(tmp_path), store.used_bytes) == ([HEX, f"{HEX}.passing"], len(DATA))
+
+
+async def nothing_moves(*but: threading.Thread | None) -> None:
+    """Until all tasks wait, and no thread but these is at the disk."""
+    while True:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        at_disk = [thread for thread in threading.enumerate() if thread.name == "blobs"]
+        if not (others := [thread for thread in at_disk if thread not in but]):
+            return
+        await asyncio.to_thread(others[0].join)
+
+
+class Slow:
+    """A method of a blob's file that ends when it is told to, the first time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.thread: threading.Thread | None = None
+        work = getattr(BlobFile, name)
+
+        def slow(blob: BlobFile, *args: object, **kwargs: object) -> object:
+            if not self.begun.is_set():
+                self.thread = threading.current_thread()
+                self.begun.set()
+                assert self.may_end.wait(10)
+            return work(blob, *args, **kwargs)
+
+        monkeypatch.setattr(BlobFile, name, slow)
+
+    async def meets(self, first: Coroutine[None, None, T], then: Coroutine[None, None, U]) -> U:
+        """`then` begins, and goes as far as it can, while `first` is at the disk."""
+        slow = asyncio.create_task(first)
+        await asyncio.to_thread(self.begun.wait, 10)
+        other = asyncio.create_task(then)
+        await nothing_moves(self.thread)
+        self.may_end.set()
+        await slow
+        return await other
+
+
+async def test_a_blob_that_is_put_while_one_of_its_name_is_deleted_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await passing(store, DATA)
+    slow = Slow(monkeypatch, "delete")
+    assert await slow.meets(store.release(NAME), passing(store, DATA)) == ref_of(DATA)
+    assert await store.bytes_of(NAME) == DATA
+    assert (names(tmp_path), store.used_bytes) == ([HEX, f"{HEX}.passing"], len(DATA))
+
+
+async def test_a_look_at_a_file_that_goes_bad_says_nothing_of_one_that_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await passing(store, DATA)
+    (tmp_path / HEX).write_bytes(OTHER)
+
+    async def given_back_and_put_again() -> None:
+        await store.release(NAME)
+        await passing(store, DATA)
+
+    slow = Slow(monkeypatch, "rename")  # of what is found broken
+    await slow.meets(store.read(NAME, 0, 4), given_back_and_put_again())
+    assert await store.bytes_of(NAME) == DATA
+    assert names(tmp_path) == [HEX, f"{HEX}.passing"]
+
+
+async def test_who_wants_a_blob_when_its_turn_to_go_comes_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two idle ones are looked at, and while the first goes the second is taken up again."""
+    store = await opened(tmp_path)
+    first = manifest_of(OTHER)
+    (await store.receive(first, is_lasting=False)).close()
+    await partial(store, 0, is_lasting=False)
+    slow = Slow(monkeypatch, "delete")
+    receiving = await slow.meets(store.forget_partials(), store.receive(MANIFEST, is_lasting=False))
+    for number in range(3):
+        assert await receiving.write(number, chunk(number))
+    await receiving.finish()
+    receiving.close()
+    assert store.whole() == (NAME,)
+    assert names(tmp_path) == [HEX, f"{HEX}.passing"]
+
+
+async def test_a_blob_that_was_forgotten_meanwhile_takes_none_of_its_name_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    (await store.receive(manifest_of(OTHER), is_lasting=False)).close()
+    await partial(store, 0, is_lasting=False)
+
+    async def removed_and_received() -> None:
+        await store.remove(NAME)
+        await partial(store, 1, is_lasting=False)
+
+    slow = Slow(monkeypatch, "delete")
+    removing = asyncio.create_task(store.forget_partials())
+    await asyncio.to_thread(slow.begun.wait, 10)
+    await removed_and_received()
+    slow.may_end.set()
+    await removing
+    assert store.held(NAME) == Held(codec.encode(MANIFEST), bitfield_of([1], 3))
+    assert names(tmp_path) == [f"{HEX}.partial", f"{HEX}.passing"]
+
+
+async def test_who_takes_in_a_blob_that_is_on_its_way_waits_for_the_other_and_has_it_all(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path)
+    receiving = await store.receive(MANIFEST, is_lasting=False)
+    putting = asyncio.create_task(passing(store, DATA))
+    await receiving.write(0, chunk(0))
+    await nothing_moves()
+    assert receiving.held == {0}
+    for number in (1, 2):
+        await receiving.write(number, chunk(number))
+    await receiving.finish()
+    receiving.close()
+    assert await putting == ref_of(DATA)
+    await store.release(NAME)
+    assert await store.bytes_of(NAME) == DATA  # of two holders one is left
+    await store.release(NAME)
+    assert names(tmp_path) == []
 
 
 async def test_a_lasting_blob_is_not_given_back(tmp_path: Path) -> None:

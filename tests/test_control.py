@@ -20,7 +20,7 @@ from crdt.membership import states_of
 from crdt.schema import Content, Member, NoView, View
 from node.control import HEARD_S, WRITTEN_S, Control, Order, order_of
 from node.journal import PAUSE_S, Journal
-from node.records.records import Records
+from node.records.records import ASK_S, Records
 from node.records.tally import Tally
 from node.telemetry import Waits
 from node.training import Training
@@ -190,6 +190,8 @@ class Node:
         self.saves = 0
         self.writes_s: float | None = 0.0
         """Until our own record is written; None: never."""
+        self.found: Content | None = None
+        """Our own record, as peers give it while it is waited for."""
         self.me = me
         self.journal = journal_of(me, lambda: None)
         self.journal.round = Round(12)
@@ -205,6 +207,11 @@ class Node:
 
     def views(self) -> dict[PeerId, View]:
         return self.held
+
+    async def until_known(self) -> None:
+        await asyncio.sleep(ASK_S)
+        if self.found:
+            self.held[self.me] = self.found
 
     def save_soon(self) -> None:
         self.saves += 1
@@ -419,6 +426,15 @@ def test_a_member_that_comes_back_is_let_in_whatever_became_of_the_run() -> None
     over = present("finished", NOLOCO.rounds)
     assert refused_joiner(seeing(over, held=own), STOPPED) == ""
     assert refused_joiner(seeing(over, has_snapshot=True), STOPPED) == ""
+
+
+def test_a_member_that_lost_its_disk_is_let_in_once_peers_say_that_it_is_one() -> None:
+    own = Content(member=Member(since=R0, status="finished"))
+    over = present("finished", NOLOCO.rounds)
+    assert refused_joiner(seeing(over, found=own), None) == ""
+    assert refused_joiner(seeing(over, found=own), STOPPED) == ""
+    assert refused_joiner(seeing(present("training", 3), found=own), STOPPED) == ""
+    assert "has ended" in refused_joiner(seeing(over, found=Content()), None)
 
 
 # --- ordering -------------------------------------------------------------------------------

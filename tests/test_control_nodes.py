@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,11 +58,26 @@ def lines(child: Child, pattern: str) -> list[str]:
 
 async def again(swarm: LocalSwarm, child: Child) -> Child:
     """Killed, and started again."""
+    await ended(swarm, child)
+    return await swarm.start(child.name, "up")
+
+
+async def ended(swarm: LocalSwarm, child: Child) -> None:
     swarm.kill(child)
     await child.process.wait()
     await child.client.__aexit__()
     swarm.children.remove(child)
-    return await swarm.start(child.name, "up")
+
+
+async def back_without_disk(swarm: LocalSwarm, child: Child, *command: str) -> Child:
+    """Killed, and all is gone that it had, but for its key."""
+    await ended(swarm, child)
+    key = (child.directory / "key").read_bytes()
+    shutil.rmtree(child.directory)
+    child.directory.mkdir(mode=0o700)
+    (child.directory / "key").touch(0o600)
+    (child.directory / "key").write_bytes(key)
+    return await swarm.start(child.name, *command)
 
 
 def run_file_in(swarm: LocalSwarm, root: Path) -> Path:
@@ -159,6 +175,14 @@ async def test_a_run_that_its_creator_stopped_ends_everywhere_and_takes_no_joine
 
         back = await again(swarm, other)  # a member is let in
         await until(swarm, lambda: are("finished", back))
+        creator = await again(swarm, creator)
+        await until(swarm, lambda: are("finished", back, creator))
+        taken = len(lines(back, "weights taken: "))
+        join = ("join", ticket, "--bootstrap", said(creator)["addrs"][0])
+        bare = await back_without_disk(swarm, back, *join)  # who holds its record lets it in
+        await until(swarm, lambda: are("finished", bare, creator))
+        assert said(bare)["peer"] == said(other)["peer"]
+        assert len(lines(bare, "weights taken: ")) > taken
 
 
 async def test_after_a_stop_members_of_an_spsa_run_come_to_export_the_very_same_weights(

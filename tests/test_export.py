@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trained_run import TrainedRun, trained_run
 
+from node import export as export_module
 from node import trained as trained_module
 from node.config import load_node_config
-from node.export import Exported, Options, export_model
+from node.export import Exported, Options, export_model, write_folder
+from node.files import settle
 from node.local_swarm import ROOT
 from node.trained import read_trained
 from node.worker.files import read_weights
@@ -318,6 +322,79 @@ def test_a_disk_that_fills_leaves_the_earlier_export_as_it_was(tmp_path: Path) -
         export(run, tmp_path / "out", force=True)
     assert contents(tmp_path / "out") == before
     assert names(tmp_path) == ["files", "node", "out"]
+
+
+def test_a_disk_that_fails_at_the_last_step_leaves_the_earlier_export_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_folder(out, {"README.md": b"earlier"}, force=False)
+
+    def full(partial: Path, path: Path) -> None:
+        if path == out:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        settle(partial, path)
+
+    monkeypatch.setattr(export_module, "settle", full)
+    with pytest.raises(ConfigError, match=r"^disk: No space left on device at "):
+        write_folder(out, {"README.md": b"later"}, force=True)
+    assert (contents(out), names(tmp_path)) == ({"README.md": b"earlier"}, ["out"])
+
+
+def killed_while_it_replaces(target: Path) -> None:
+    """A process of its own, between the two renames."""
+    if pid := os.fork():
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        return
+    try:
+
+        def killed(partial: Path, path: Path) -> None:
+            if path == target:
+                os.kill(os.getpid(), signal.SIGKILL)
+            settle(partial, path)
+
+        export_module.settle = killed  # type: ignore[attr-defined]
+        write_folder(target, {"README.md": b"never seen"}, force=True)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_a_killed_export_was_about_to_replace_is_put_back_by_the_next_one(
+    tmp_path: Path, force: bool
+) -> None:
+    out = tmp_path / "out"
+    write_folder(out, {"README.md": b"earlier"}, force=False)
+    killed_while_it_replaces(out)
+    assert names(tmp_path) == [".out.export"]
+    if force:
+        write_folder(out, {"README.md": b"later"}, force=True)
+    else:
+        with pytest.raises(ConfigError, match="found a folder with 1 files, expected none"):
+            write_folder(out, {"README.md": b"later"}, force=False)
+    assert contents(out) == {"README.md": b"later" if force else b"earlier"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_two_exports_to_one_name_do_not_touch_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    refused: list[str] = []
+
+    def meanwhile(partial: Path, path: Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            write_folder(out, {"README.md": b"second"}, force=True)
+        refused.append(str(caught.value))
+        settle(partial, path)
+
+    monkeypatch.setattr(export_module, "settle", meanwhile)
+    write_folder(out, {"README.md": b"first"}, force=True)
+    assert refused == 2 * [
+        f"{out}: another export to it is under way, expected none; wait until that has ended or "
+        "choose another name"
+    ]
+    assert (contents(out), names(tmp_path)) == ({"README.md": b"first"}, ["out"])
 
 
 def test_nothing_of_the_data_directory_is_changed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -470,8 +471,10 @@ async def test_a_worker_keeps_no_checkpoint_open_that_it_was_shown_before_its_st
 
 def open_blobs(one: Peer) -> list[str]:
     """Files of the store that the worker has open."""
-    fds = Path(f"/proc/{one.learner.pid}/fd")
-    targets = [os.readlink(fd) for fd in fds.iterdir()]
+    targets = []
+    for fd in Path(f"/proc/{one.learner.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: its thread saves
+            targets.append(os.readlink(fd))
     return [target for target in targets if target.startswith(f"{one.directory / 'blobs'}")]
 
 

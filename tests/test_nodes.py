@@ -30,6 +30,26 @@ from node.local_swarm import ROOT, Child, LocalSwarm
 from node.records.files import RecordFiles
 from protocol.ids import PeerId, RunId
 
+FAST = """
+name = "fast"
+data = "text:corpus.txt"
+rounds = 1_000_000
+
+[model]
+layers = 1
+heads = 1
+width = 16
+context = 8
+vocab = 300
+
+[inner]
+batch = 1
+
+[trainer]
+kind = "local"
+inner_steps = 1
+"""
+
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
 
@@ -149,6 +169,31 @@ async def test_a_restarted_node_goes_on_from_its_own_snapshot(tmp_path: Path) ->
         assert said(again)["peer"] == said(second)["peer"]
         assert before >= 5
     assert "weights taken" not in log.split("node up")[-1]
+
+
+async def test_a_node_alone_with_many_rounds_a_second_starts_at_once_and_again_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    """Nobody tells it what its record says; each round is a change of that."""
+    looks_for_record = 'what="our own record"'
+    file = tmp_path / "run.toml"
+    (tmp_path / "corpus.txt").write_text("To be, or not to be, that is the question. " * 400)
+    file.write_text(FAST)
+    async with LocalSwarm(tmp_path) as swarm:
+        first = await swarm.start("node1", "run", "create", str(file))
+        await until(swarm, lambda: bool(first.status and first.status["round"] >= 200))
+        assert looks_for_record not in first.log.read_text()  # its key is new: nobody can have it
+        swarm.kill(first)
+        await first.process.wait()
+        again = await swarm.start("node1", "up")
+        await until(swarm, lambda: bool(again.status and again.status["state"] == "training"))
+        since = said(again)["round"]
+        assert since >= 100
+        await until(swarm, lambda: said(again)["round"] >= since + 200)
+        assert looks_for_record in again.log.read_text()
+        again.killed = True
+        await again.client.leave()
+        assert await again.process.wait() == 0
 
 
 @pytest.mark.skipif(WITHOUT_ROOT, reason="network namespaces need root")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from node.protection.holder import FORGET_S
 from node.protection.owner import AWAY_S, REFUSED_S, RENEW_S
 from node.protection.places import new_holders
 from node.rpc import Refused
+from node.snapshots import SnapshotPlace, snapshot_name
 from protocol.errors import Malformed
 from protocol.ids import RunId, digest_of, peer_id
 from protocol.messages import Presence
@@ -68,6 +72,24 @@ async def test_shards_are_given_to_nobody_but_their_owner_and_their_holder(tmp_p
         beyond = ShardCall(run, stamp.shards[0], stamp.shard_bytes, 1)
         with pytest.raises(Refused, match="which has 0 there"):
             await first.protection.shard(owner.id, beyond)
+
+
+async def test_a_snapshot_that_the_disk_does_not_give_keeps_no_process_from_ending(
+    tmp_path: Path,
+) -> None:
+    """A pipe that nobody writes to reads like a file on a disk that hangs."""
+    async with World(tmp_path, 2) as (owner, _):
+        pipe = owner.directory / snapshot_name(SnapshotPlace(3, 60))
+        os.mkfifo(pipe)
+        before = set(threading.enumerate())
+        protecting = asyncio.create_task(owner.tick())
+        await asyncio.sleep(0)
+        begun = set(threading.enumerate()) - before
+        protecting.cancel()
+        await asyncio.wait([protecting])
+        assert protecting.cancelled()
+        os.close(os.open(pipe, os.O_WRONLY))
+        assert [thread.daemon for thread in begun] == [True]  # nobody waits for it at the exit
 
 
 async def test_a_holder_that_is_gone_is_replaced_from_memory(tmp_path: Path) -> None:

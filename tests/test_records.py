@@ -18,6 +18,7 @@ from record_samples import (
     BOB,
     CAROL,
     JOINED,
+    MALLORY,
     OTHER_RUN,
     RUN,
     after,
@@ -30,13 +31,14 @@ from virtual_time import in_virtual_time
 
 from crdt.record import Record
 from crdt.replica import Replica
-from crdt.schema import BlamedPeer, Member, NoView
+from crdt.schema import BlamedPeer, Content, Control, Member, NoView
 from crdt.sync import Parcel, push_request
 from node.records.files import RETRY_S
-from node.records.records import ASK_S, Records
+from node.records.records import ASK_PEERS, ASK_S, ASK_TICK_S, MAX_EARLY, Records
 from node.records.sync import SYNC_S
 from node.telemetry import Waiting
-from protocol.errors import LocalProtocolError, Malformed
+from protocol.envelope import Signer
+from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable
 from protocol.ids import PeerId, Round
 from protocol.rpc import CheckpointCall, RecordCall
 
@@ -251,9 +253,9 @@ def test_a_change_that_is_not_valid_changes_nothing(tmp_path: Path) -> None:
 def test_too_many_changes_before_the_record_is_known_are_refused(tmp_path: Path) -> None:
     async def story() -> None:
         node = Node(Network(), tmp_path, ALICE)
-        for _ in range(64):
+        for _ in range(MAX_EARLY):
             node.write(JOINED)
-        with pytest.raises(LocalProtocolError, match="more than 64 changes"):
+        with pytest.raises(LocalProtocolError, match="more than 32 changes"):
             node.write(JOINED)
 
     in_virtual_time(story())
@@ -271,13 +273,13 @@ def test_no_blame_is_too_much_or_takes_the_room_of_our_own_changes(tmp_path: Pat
                     alice.records.write_blame(PeerId("QmNoEd25519"), "malformed")
                 alice.records.write(lambda old: replace(old, member=JOINED.member))
                 await asyncio.sleep(SETTLED_S)
-                blamed = BlamedPeer(peer=CAROL.peer, count=32, reason="malformed 32")
+                blamed = BlamedPeer(peer=CAROL.peer, count=69, reason="malformed 69")
                 assert bob.records.views()[ALICE.peer] == replace(JOINED, blamed=(blamed,))
                 alice.records.write_blame(PeerId("QmNoEd25519"), "malformed")
                 alice.records.write_blame(CAROL.peer, "malformed again")
                 assert await alice.records.flush(1.0)
                 (blamed,) = bob.records.views()[ALICE.peer].blamed  # type: ignore[union-attr]
-                assert (blamed.count, blamed.reason) == (33, "malformed again")
+                assert (blamed.count, blamed.reason) == (70, "malformed again")
 
     in_virtual_time(story())
 
@@ -297,6 +299,92 @@ def test_last_words_are_with_the_peers_before_the_pauses_are_over(tmp_path: Path
             alice.files.is_full = True
             alice.write(left)
             assert not await alice.records.flush(0.05)
+
+    in_virtual_time(story())
+
+
+def test_whoever_needs_our_own_record_waits_until_it_is_known_and_no_longer(tmp_path: Path) -> None:
+    async def known_after_s(node: Node) -> float:
+        clock = asyncio.get_running_loop().time
+        async with node.running():
+            began = clock()
+            await node.records.until_known()
+            assert not node.records._early
+            return clock() - began
+
+    def nobody_answers(me: PeerId, body: bytes) -> None:
+        raise PeerUnavailable(me, "timeout")
+
+    async def story() -> None:
+        network = Network()
+        assert await known_after_s(Node(network, tmp_path / "new", ALICE, is_new=True)) == 0.0
+        alone_s = await known_after_s(Node(network, tmp_path / "alone", ALICE))
+        assert ASK_S <= alone_s < ASK_S + ASK_TICK_S
+        async with swarm(tmp_path, BOB) as (network, _):
+            killed = tmp_path / "killed"
+            await alice_until_killed(network, tmp_path, killed)
+            assert await known_after_s(Node(network, killed, ALICE, boot=2)) < ASK_TICK_S * 2
+            strangers = [Node(network, tmp_path, one) for one in (CAROL, MALLORY)]
+            assert len(strangers) + 1 == ASK_PEERS
+            unheard_of = Node(network, tmp_path / "none", Signer(b"n" * 32))
+            assert await known_after_s(unheard_of) < ASK_TICK_S
+            network.before_call = nobody_answers
+            gone_s = await known_after_s(Node(network, tmp_path / "gone", ALICE, boot=3))
+            assert ASK_S <= gone_s < ASK_S + ASK_TICK_S
+
+    in_virtual_time(story())
+
+
+async def alice_comes_back(directory: Path, *, jump: int, meets_first: Signer | None) -> Content:
+    """What Bob reads at last of Alice, who stopped the run, lost her disk, and comes back.
+
+    Bob is out of her reach at first: for half a second, in which she meets another one who knows
+    nothing, or, with nobody to meet, for as long as she looks for her record.
+    """
+    async with swarm(directory, BOB) as (network, (bob,)):
+        stopping = replace(after(JOINED, 1), control=Control(paused=True, stopped=True))
+        alice = Node(network, directory, ALICE)
+        async with alice.running():
+            alice.write(stopping)
+            await asyncio.sleep(SETTLED_S)
+        del network.nodes[ALICE.peer]
+        if meets_first:
+            Node(network, directory, meets_first)
+            network.cut.add(frozenset((meets_first.peer, BOB.peer)))
+        network.cut.add(frozenset((ALICE.peer, BOB.peer)))
+        alice = Node(network, directory / "new disk", ALICE, boot=2, jump=jump)
+        async with alice.running():
+            alice.records.write(lambda old: after(replace(old, member=JOINED.member), 2))
+            await asyncio.sleep(0.5 if meets_first else SETTLED_S)
+            network.cut.clear()
+            await asyncio.sleep(2 * SETTLED_S)
+            assert bob.records.views() == alice.records.views()
+        view = bob.records.views()[ALICE.peer]
+        assert isinstance(view, Content)
+        return view
+
+
+@pytest.mark.parametrize("jump", [500, 5000], ids=["below", "beyond"])
+def test_a_peer_that_knows_nothing_does_not_end_the_search_for_our_own_record(
+    tmp_path: Path, jump: int
+) -> None:
+    """Whether the epoch that we would open were below or beyond the lost one, 1000."""
+
+    async def story() -> None:
+        view = await alice_comes_back(tmp_path, jump=jump, meets_first=CAROL)
+        expected = after(after(JOINED, 1), 2)
+        assert view == replace(expected, control=Control(paused=True, stopped=True))
+
+    in_virtual_time(story())
+
+
+def test_a_creator_whose_record_is_found_late_takes_nothing_back_of_what_it_said(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        view = await alice_comes_back(tmp_path, jump=500, meets_first=None)
+        expected = after(after(JOINED, 1), 2)
+        assert view == replace(expected, control=Control(paused=True, stopped=True))
 
     in_virtual_time(story())
 

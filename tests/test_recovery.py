@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from shard_peers import (
 )
 
 from node import snapshots as snapshots_on_disk
-from node.protection import recovery
+from node.protection import protection, recovery
 from node.snapshots import remove_unfinished, snapshot_files
 from protocol.errors import ConfigError
 from protocol.ids import PeerId, digest_of
@@ -48,6 +50,29 @@ async def test_a_node_that_lost_its_disk_gets_back_its_snapshot_to_the_bit(tmp_p
         )
         assert found(back) == saved
         assert [peer.blamed for peer in (back, *others)] == [[]] * 4
+
+
+async def test_a_disk_that_hangs_while_a_snapshot_comes_back_keeps_no_process_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop, threads = asyncio.get_running_loop(), []
+
+    def hangs(*_: object) -> None:
+        threads.append(threading.current_thread())
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(10)
+
+    monkeypatch.setattr(protection, "_write", hangs)
+    async with kept_world(tmp_path) as (world, _, _):
+        back = await world.comes_back(0)
+        recovering = asyncio.create_task(back.recover())
+        await begun.wait()
+        assert [thread.daemon for thread in threads] == [True]  # nobody waits for it at the exit
+        recovering.cancel()
+        await asyncio.wait([recovering])
+        assert recovering.cancelled()
+        may_end.set()
 
 
 @pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 3), (1, 4), (2, 5), (4, 5)])

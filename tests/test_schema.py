@@ -163,7 +163,8 @@ LARGEST = Content(
 def test_the_largest_content_fits_a_snapshot_and_every_value_its_limit() -> None:
     values = keyed(LARGEST)
     assert max(map(len, values.values())) == 596
-    assert len(update_of(values)) < MAX_SNAPSHOT_BYTES // 2
+    assert len(update_of(values, client_id=(1 << 32) - 1)) == 4986
+    assert MAX_SNAPSHOT_BYTES > 3 * 4986
     assert view([update_of(values)]) == LARGEST
 
 
@@ -291,3 +292,57 @@ def test_what_an_author_added_moves_on_top_of_an_own_record_that_came_late() -> 
     )
     assert [closed.round for closed in moved.closed] == [2, 3, 6, 7]
     assert now.moved(base, base) == now
+
+
+LR, LR_NOW, STEPS, CODEC = (
+    Change(name=name, value=value, round=Round(1))
+    for name, value in (("lr", "1"), ("lr", "2"), ("steps", "3"), ("codec", "x"))
+)
+
+
+@pytest.mark.parametrize(
+    ("now", "base", "found", "expected"),
+    [
+        (None, None, Control(paused=True), Control(paused=True)),
+        (None, None, None, None),
+        (Control(paused=True), Control(paused=True), None, Control(paused=True)),
+        (Control(paused=True), Control(paused=True), Control(), Control()),
+        (Control(), Control(paused=True), Control(paused=True), Control()),
+        (Control(paused=True), None, Control(), Control(paused=True)),
+        (Control(paused=True), None, Control(stopped=True), Control(paused=True, stopped=True)),
+        (Control(stopped=True), Control(stopped=True), Control(), Control(stopped=True)),
+        (
+            Control(changes=(CODEC, LR_NOW)),
+            Control(changes=(CODEC, LR)),
+            Control(paused=True, changes=(LR, STEPS)),
+            Control(paused=True, changes=(LR_NOW, STEPS)),
+        ),
+    ],
+)
+def test_the_creators_word_that_came_late_holds_but_for_what_was_changed_since_and_a_stop_stays(
+    now: Control | None, base: Control | None, found: Control | None, expected: Control | None
+) -> None:
+    moved = Content(control=now).moved(Content(control=base), Content(control=found))
+    assert moved == Content(control=expected)
+
+
+def test_more_changes_than_there_are_settings_push_out_none_of_ours() -> None:
+    """They are signed with our key, but perhaps not by this program."""
+    found = Control(changes=LARGEST.control.changes) if LARGEST.control else Control()
+    moved = Control(changes=(LR,)).moved(Control(), found)
+    assert moved.changes == (*found.changes[: MAX_CHANGES - 1], LR)
+
+
+def test_blames_and_what_a_lost_disk_forgot_move_on_top_of_an_own_record_that_came_late() -> None:
+    base = Content().with_blame(BOB.peer, "late").with_blame(ALICE.peer, "late")
+    now = base.with_blame(BOB.peer, "false").with_blame(BOB.peer, "worse")
+    found = base.with_blame(ALICE.peer, "junk").with_blame(CAROL.peer, "rude")
+    found = replace(found, member=JOINED.member, progress=LARGEST.progress)
+    counts = ((ALICE, 2, "junk"), (BOB, 3, "worse"), (CAROL, 1, "rude"))
+    blamed = tuple(
+        sorted(
+            (BlamedPeer(peer=one.peer, count=n, reason=why) for one, n, why in counts),
+            key=lambda one: one.peer,
+        )
+    )
+    assert now.moved(base, found) == replace(found, blamed=blamed)

@@ -24,6 +24,7 @@ from node.snapshots import (
     UNFINISHED,
     NoSnapshot,
     SnapshotPlace,
+    remove_given_up,
     remove_unfinished,
     sealed,
     snapshot_files,
@@ -220,6 +221,22 @@ def test_what_is_named_as_newer_costs_no_new_snapshot_its_place(tmp_path: Path) 
     saved(tmp_path, 7, 8, 9)
     saved(tmp_path, 2, 3, 4, 5, 6)
     assert [int(path.name[9:17]) for path in snapshot_files(tmp_path)] == [9, 8, 7, 6, 5, 4]
+
+
+def test_of_a_history_that_was_given_up_only_what_cannot_be_told_is_kept(tmp_path: Path) -> None:
+    _, taken_over, _ = saved(tmp_path, 1, 2, 3)
+    (theirs,) = saved(tmp_path, 4, run=OTHER_RUN)
+    refused = tmp_path / snapshot_name(SnapshotPlace(5, 50))
+    refused.symlink_to(refused)
+    note = remove_given_up(taken_over, RUN)
+    assert [sentence.split(": ", 1)[0] for sentence in note.split("; ")] == [
+        *(theirs.name, f"kept as {theirs.name}.unusable-1"),
+        *(refused.name, f"kept as {refused.name}.unusable-2"),
+    ]
+    assert [path.name[9:17] for path in snapshot_files(tmp_path)] == ["00000002"]
+    assert is_whole(tmp_path, 2)
+    kept = {path.name for path in tmp_path.glob("*.unusable-*")}
+    assert kept == {f"{theirs.name}.unusable-1", f"{refused.name}.unusable-2"}
 
 
 # --- what is being written ----------------------------------------------------------------------

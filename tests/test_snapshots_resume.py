@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +19,15 @@ from typing import TypeVar
 import pytest
 from small_run import SmallRun, small_run
 
-from node.snapshots import snapshot_files
+from node.snapshots import UNFINISHED, snapshot_files, snapshot_place
 from node.worker import process as worker
 from node.worker import saver as worker_saver
 from node.worker import wire, wire_spsa
+from node.worker.files import checkpoint_bytes
 from node.worker.link import Link
-from node.worker.wire_save import Saved, SaveFailed
+from node.worker.materials import initial_slow
+from node.worker.sums import load_newest_sum
+from node.worker.wire_save import Save, Saved, SaveDone, SaveFailed
 from protocol.algorithms import (
     DilocoConfig,
     LocalConfig,
@@ -34,7 +37,8 @@ from protocol.algorithms import (
     SyncConfig,
     TrainerConfig,
 )
-from protocol.ids import Digest, Round
+from protocol.ids import Digest, Round, digest_of
+from protocol.messages import Checkpoint
 from protocol.spsa import Frame, LogId, log_id, unpacked
 from trainers.bases import NO_BASE
 from trainers.effects import Share
@@ -59,8 +63,8 @@ class Script:
         self.losses: dict[int, float] = {}
         """The mean of each inner phase, by its last step."""
 
-    def ask(self, command: wire.Command, kind: type[E]) -> E:
-        wire.send(self._link, wire.ToWorker(1, command))
+    def ask(self, command: wire.Command, kind: type[E], fds: Sequence[int] = ()) -> E:
+        wire.send(self._link, wire.ToWorker(1, command), fds)
         while True:
             event = self._hear()
             if isinstance(event, kind):
@@ -197,6 +201,92 @@ def test_a_worker_that_was_killed_trains_the_same_weights_as_one_that_was_not(
     assert ends[0].name == ends[1].name
     assert ends[0].read_bytes() == ends[1].read_bytes()
     assert len(set(expected)) == ROUNDS - KILLED
+
+
+def members_weights(run: SmallRun, round: int) -> tuple[Checkpoint, int]:
+    """Of a member with a history of its own, in memory, and what it says of them."""
+    start = initial_slow(run.spec)
+    slow = replace(start, round=Round(round), phi_P=start.phi_P + 1.0)
+    data = checkpoint_bytes(run.spec.run, slow)
+    fd = os.memfd_create("checkpoint")
+    os.write(fd, data)
+    return Checkpoint(slow.round, digest_of(data), len(data), slow.digest()), fd
+
+
+def rounds_on_disk(directory: Path) -> list[int]:
+    """The newest first."""
+    places = [snapshot_place(path) for path in snapshot_files(directory)]
+    return [place.round for place in places if place]
+
+
+def test_a_worker_that_went_back_and_was_killed_goes_on_from_the_weights_it_took_over(
+    tmp_path: Path,
+) -> None:
+    """A file of its own that is named as newer is of a history that it gave up."""
+    way = WAYS["diloco"]
+    run = small_run(tmp_path, way.trainer)
+    checkpoint, fd = members_weights(run, 1)
+    killed = tmp_path / "killed"
+    with started(run, tmp_path / "unbroken", wire.StartFresh()) as (worker, _):
+        for round in range(KILLED):
+            train(worker, way, range(round, round + 1))
+            worker.is_saved(round + 1)
+        assert rounds_on_disk(worker.directory) == [3, 2, 1]
+        worker.saved.clear()
+        worker.ask(wire.StartFromCheckpoint(checkpoint), wire.Ready, (fd,))
+        worker.is_saved(1)
+        shutil.copytree(worker.directory, killed, ignore=shutil.ignore_patterns("*.sock"))
+        expected = train(worker, way, range(1, 3))
+    with started(run, killed, wire.StartFromDisk()) as (resumed, ready):
+        assert (ready.round, ready.weights, ready.note) == (1, checkpoint.weights, "")
+        assert rounds_on_disk(killed) == [1, 1]
+        assert train(resumed, way, range(1, 3)) == expected
+    assert rounds_on_disk(worker.directory)[0] == 3
+    os.close(fd)
+
+
+def test_until_the_weights_it_took_over_are_on_disk_a_worker_keeps_its_own(tmp_path: Path) -> None:
+    way = WAYS["diloco"]
+    run = small_run(tmp_path, way.trainer)
+    checkpoint, fd = members_weights(run, 1)
+    with started(run, tmp_path / "worker", wire.StartFresh()) as (worker, _):
+        for round in range(KILLED):
+            train(worker, way, range(round, round + 1))
+            worker.is_saved(round + 1)
+        files = {path: path.read_bytes() for path in snapshot_files(worker.directory)}
+        (worker.directory / f"{UNFINISHED}{os.getpid()}").write_bytes(b"")  # where it would write
+        worker.ask(wire.StartFromCheckpoint(checkpoint), wire.Ready, (fd,))
+        with pytest.raises(AssertionError, match=r"round 1 could not be written: .*File exists"):
+            worker.ask(Save(), SaveDone)
+    assert {path: path.read_bytes() for path in snapshot_files(worker.directory)} == files
+    assert rounds_on_disk(worker.directory) == [3, 2, 1]
+    os.close(fd)
+
+
+def test_a_restarted_worker_of_an_spsa_run_that_repeats_its_round_has_it_in_the_newest_file(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, SpsaConfig(inner_steps=10, samples=1))
+    logs: dict[LogId, int] = {}
+    steps = {b"\x07" * 8: 5, b"\x08" * 8: 2}  # the second start begins with the round, too
+    how: wire.Start = wire.StartFresh()
+    for boot, count in steps.items():
+        with started(run, tmp_path / "worker", how) as (worker, _):
+            for step in range(count):
+                sampled = worker.ask(wire_spsa.Sample(boot, step, 1), wire_spsa.Sampled)
+                mine = Frame(
+                    author=run.setup().peer, boot=boot, first=step, step=step, base=NO_BASE,
+                    authors=1, scalars=sampled.scalars,
+                )  # fmt: skip
+                worker.ask(wire_spsa.AddScalars((mine,)), wire_spsa.Added)
+        logs[LogId(log_id(run.spec.run, run.setup().peer, boot))] = count
+        how = wire.StartFromDisk()
+    saved, _ = load_newest_sum(tmp_path / "worker", run.spec.run)
+    assert (saved.step, saved.horizon) == (5, logs)
+    assert [path.name for path in snapshot_files(tmp_path / "worker")] == [
+        "snapshot-00000000-0000000000005.safetensors",
+        "snapshot-00000000-0000000000000.safetensors",
+    ]
 
 
 def test_a_worker_of_an_spsa_run_goes_on_with_the_same_sum_and_scalars(tmp_path: Path) -> None:

@@ -251,13 +251,24 @@ def test_a_proof_found_in_a_push_is_forwarded_in_place_of_the_entries() -> None:
 def test_who_lost_its_disk_gets_its_newest_epoch_from_a_peer() -> None:
     lost = replica()
     body, _ = answer(WHOLE, newest_request(ALICE.peer))
-    merge_newest(lost, body)
+    assert merge_newest(lost, ALICE.peer, body)
     assert holdings(lost) == {ALICE.peer: holdings(WHOLE)[ALICE.peer]}
     entries, _ = HONEST[ALICE.peer]
     entry = author(client_id=8, jump=5).next(lost.record(ALICE.peer), JOINED, is_lost=True)
     assert entry is not None
     assert (entry.epoch, entry.seq) == (entries[-1].epoch + 5, 0)
     assert replica(*ENTRIES, entry).view(ALICE.peer) == JOINED
+
+
+def test_who_asks_for_its_newest_epoch_is_told_from_who_answers_that_it_has_none() -> None:
+    frozen = replica()
+    frozen.convict(proof_of(FORK[0], FORK[1]))
+    others = replica(OPENING)
+    for held, is_held in ((replica(), False), (WHOLE, False), (others, True), (frozen, True)):
+        body, _ = answer(held, newest_request(MALLORY.peer))
+        assert merge_newest(replica(), MALLORY.peer, body) is is_held
+    body, _ = answer(others, newest_request(MALLORY.peer))
+    assert not merge_newest(replica(), ALICE.peer, body)  # which is no answer to the question
 
 
 def test_a_record_at_all_its_limits_still_travels_in_bounded_messages() -> None:

@@ -26,14 +26,40 @@ from trainers.events import LeftBehind, Resumed
 from trainers.reanchor import AWAY_ROUNDS
 
 
+async def at_once() -> None:
+    """Our own record is known."""
+
+
 @pytest.mark.parametrize("round", [0, 5])
 def test_only_round_0_waits_for_members(tmp_path: Path, round: int) -> None:
     async def run() -> None:
         node = Node(tmp_path, me=OTHER)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(node.training._train(tasks, ready(Round(round))))
+            tasks.create_task(node.training._train(tasks, ready(Round(round)), at_once))
             await asyncio.sleep(1)
             assert node.journal.state == ("training" if round else "starting")
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    in_virtual_time(run())
+
+
+def test_no_round_begins_before_our_record_is_known_for_each_is_a_change_of_it(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node, known = Node(tmp_path), asyncio.Event()
+
+        async def until_known() -> None:
+            await known.wait()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(node.training._train(tasks, ready(R1), until_known))
+            await asyncio.sleep(1)
+            assert node.journal.state == "starting"
+            known.set()
+            await asyncio.sleep(1)
+            assert node.journal.state == "training"
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 

@@ -27,7 +27,7 @@ from node.disk_thread import DiskThread
 from node.files import SET_ASIDE, set_aside, settle
 from node.uncancelled import uncancelled
 from protocol import codec
-from protocol.errors import Malformed
+from protocol.errors import ConfigError, Malformed
 from protocol.ids import Digest, digest_of, short
 from protocol.manifest import (
     CHUNK_BYTES,
@@ -57,6 +57,10 @@ when this process has too many files open."""
 HANGS_S = 1.0
 """For the disk to end what it was doing when we are cancelled: a chunk takes milliseconds.  Past it
 the disk hangs, and its thread is left behind, so that the node stops all the same."""
+
+
+class NoSpace(ConfigError):
+    """The quota or the disk is full, or the disk does not work: the operator must act."""
 
 
 @dataclass(slots=True, eq=False)
@@ -286,8 +290,12 @@ def what_is_here(folder: Path, name: Digest, blob: BlobFile | None) -> str:
     return "it is not here"
 
 
-async def to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread; being cancelled waits for its end, so nothing writes afterwards."""
+async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread; being cancelled waits for its end, so nothing writes afterwards.
+
+    Raises:
+        NoSpace: the disk does not do it.
+    """
     thread = DiskThread("blobs")
     doing = asyncio.get_running_loop().run_in_executor(
         thread, functools.partial(work, *args, **kwargs)
@@ -295,6 +303,11 @@ async def to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     thread.shutdown()
     try:
         return await asyncio.shield(doing)
+    except OSError as error:
+        raise NoSpace(
+            f"disk: {error.strerror} in {error.filename or 'the data directory'}, expected to read "
+            "and write there; free some space or choose another data directory"
+        ) from error
     except asyncio.CancelledError:
         await uncancelled({doing}, HANGS_S)
         if not doing.done():

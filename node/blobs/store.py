@@ -14,32 +14,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from node.arena import map_read_only
-from node.blobs.files import BlobFile, described, files_in, to_its_end, what_is_here
+from node.blobs.files import BlobFile, described, files_in, on_disk, what_is_here
+from node.blobs.files import NoSpace as NoSpace  # what the store raises
+from node.blobs.receiving import Receiving
 from protocol import codec
-from protocol.errors import ConfigError
 from protocol.ids import Digest
 from protocol.limits import MIB
 from protocol.manifest import CHUNK_BYTES, Manifest, bitfield_of, manifest_of_chunks
 from protocol.spec import BlobRef
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Turns = WeakValueDictionary[Digest, asyncio.Lock]
+"""Whose turn it is with a blob; one goes with the last who has it or waits for it."""
 
 log = logging.getLogger(__name__)
 
 RECENT_CHUNKS = 8
 """Kept in memory, for a chunk is asked for in four pieces or more; 8 MiB."""
-
-
-class NoSpace(ConfigError):
-    """The quota or the disk is full, or the disk does not work: the operator must act."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,10 @@ class BlobStore:
         self._folder = folder
         self._quota_bytes = quota_bytes
         self._blobs: dict[Digest, BlobFile] = {}
-        self._reading: dict[Digest, asyncio.Lock] = {}
+        self._turns = Turns()
+        """To rename, delete or make its files, or to read a chunk: short."""
+        self._receiving_turns = Turns()
+        """To write it: as long as that takes."""
         self._recent: dict[tuple[Digest, int], bytes] = {}
 
     async def open(self) -> None:
@@ -127,8 +127,9 @@ class BlobStore:
         if blob is None or (blob.is_receiving and not blob.is_whole):
             return None
         await self._check(blob)
-        if blob.is_all_right and not blob.is_receiving:
-            await self._name_whole(blob)
+        async with self._turn(digest):
+            if blob.is_all_right and not blob.is_receiving:
+                await self._name_whole(blob)
         return blob.path if blob.is_whole else None
 
     @asynccontextmanager
@@ -177,14 +178,17 @@ class BlobStore:
         """Hash what was not hashed yet in this process; what is wrong is not here any more."""
         unknown = blob.held - blob.right
         right = await on_disk(blob.right_of, unknown) if unknown else set()
-        blob.right |= right
-        await self._spoil(blob, unknown - blob.right)  # some came meanwhile, maybe
+        async with self._turn(blob.name):
+            blob.right |= right & blob.held
+            await self._spoil(blob, unknown - blob.right)  # some came meanwhile, maybe
 
     async def _checked(self, blob: BlobFile, chunk: int) -> bytes | None:
         """A chunk, hashed whenever it comes from disk; its pieces are asked for one by one."""
-        async with self._reading.setdefault(blob.name, asyncio.Lock()):
+        async with self._turn(blob.name):
+            if chunk not in blob.held:
+                return None
             data = self._recent.pop((blob.name, chunk), None)
-            if data is None and chunk in blob.held:
+            if data is None:
                 data = await on_disk(blob.checked, chunk)
                 await self._spoil(blob, {chunk} if data is None else set())
             if data is not None:
@@ -212,16 +216,15 @@ class BlobStore:
     async def release(self, digest: Digest) -> None:
         """One holder of a passing blob fewer; what is not held is passed over."""
         blob = self._blobs.get(digest)
-        if blob is None or blob.is_lasting or not blob.holders:
-            return
-        blob.holders -= 1
-        if not blob.holders and not blob.is_receiving:
+        if blob and not blob.is_lasting and blob.holders:
+            blob.holders -= 1
             await self._forget(blob)
 
     async def remove(self, digest: Digest) -> None:
         """Forget a blob, if it is here."""
-        if blob := self._blobs.get(digest):
-            await self._forget(blob)
+        async with self._turn(digest):
+            if blob := self._blobs.get(digest):
+                await self._delete(blob)
 
     async def forget_partials(self) -> None:
         """Remove what is left of checkpoints that were given up."""
@@ -232,20 +235,40 @@ class BlobStore:
         return [blob for blob in self._blobs.values() if blob.is_idle]
 
     async def _forget(self, blob: BlobFile) -> None:
-        self._blobs.pop(blob.name, None)
-        self._reading.pop(blob.name, None)
-        await on_disk(blob.delete)
+        """Delete it, if it is still ours and nobody wants it when its turn comes."""
+        async with self._turn(blob.name):
+            if blob.is_idle and self._blobs.get(blob.name) is blob:
+                await self._delete(blob)
+
+    async def _delete(self, blob: BlobFile) -> None:
+        """Nothing of it is here any more; what the disk does not let go of takes its room on."""
+        blob.is_whole = False
+        blob.held.clear()
+        blob.right.clear()
+        try:
+            await on_disk(blob.delete)
+        except NoSpace as error:  # tried again when the room is wanted, and at the next start
+            log.warning("blob not removed: %s reason=%s", described(blob), error)
+        else:
+            del self._blobs[blob.name]
 
     # --- on its way in ------------------------------------------------------------------------
 
     async def receive(self, manifest: Manifest, *, is_lasting: bool) -> Receiving:
-        """Take a blob in, going on with what is here of it.  One at a time for each blob.
+        """Take a blob in, going on with what is here of it; waits for who does so already.
 
         Raises:
             NoSpace: it does not fit.
         """
-        blob = await self._begin(manifest, is_lasting=is_lasting)
-        receiving = Receiving(self, blob)
+        turn = self._receiving_turns.setdefault(manifest.name, asyncio.Lock())
+        await turn.acquire()
+        try:
+            async with self._turn(manifest.name):
+                blob = await self._begin(manifest, is_lasting=is_lasting)
+        except BaseException:
+            turn.release()
+            raise
+        receiving = Receiving(blob, self._finish, turn)
         try:
             await self._check(blob)
         except BaseException:
@@ -274,7 +297,7 @@ class BlobStore:
             except BaseException:
                 blob.is_receiving = False
                 if not blob.held:
-                    await self._forget(blob)
+                    await self._delete(blob)
                 raise
         return blob
 
@@ -295,54 +318,13 @@ class BlobStore:
             blob.is_whole = True
 
     async def _finish(self, blob: BlobFile) -> None:
-        await self._name_whole(blob)
+        async with self._turn(blob.name):
+            await self._name_whole(blob)
         if not blob.is_lasting:
             blob.holders += 1
 
-
-class Receiving:
-    """A blob on its way in; `close` it."""
-
-    def __init__(self, store: BlobStore, blob: BlobFile) -> None:
-        self._store = store
-        self._blob = blob
-
-    @property
-    def held(self) -> frozenset[int]:
-        """Chunks that are here and right."""
-        return frozenset(self._blob.right)
-
-    async def write(self, chunk: int, data: bytearray | memoryview) -> bool:
-        """Write a chunk, if its bytes are right; whether they are.
-
-        Raises:
-            NoSpace: the disk does not take it.
-        """
-        is_right = await on_disk(self._blob.write, chunk, data)
-        if is_right:
-            self._blob.held.add(chunk)
-            self._blob.right.add(chunk)
-        return is_right
-
-    async def finish(self) -> Path:
-        """All of it is here."""
-        await self._store._finish(self._blob)
-        return self._blob.path
-
-    def close(self) -> None:
-        """No more is written.  What is here stays, for whoever goes on with it."""
-        self._blob.is_receiving = False
-
-
-async def on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`to_its_end`.  Raises NoSpace: the disk does not do it."""
-    try:
-        return await to_its_end(work, *args, **kwargs)
-    except OSError as error:
-        raise NoSpace(
-            f"disk: {error.strerror} in {error.filename or 'the data directory'}, expected to read "
-            "and write there; free some space or choose another data directory"
-        ) from error
+    def _turn(self, digest: Digest) -> asyncio.Lock:
+        return self._turns.setdefault(digest, asyncio.Lock())
 
 
 def _chunks(data: bytes | memoryview) -> Iterator[memoryview]:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from node.blobs.donor_search import NO_WORD, DonorSearch, Holders, Peers
-from node.blobs.store import BlobStore, Receiving
+from node.blobs.receiving import Receiving
+from node.blobs.store import BlobStore
 from node.ports import Rpc
 from node.rpc import CallRefused
 from protocol import rpc

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.arena import Arena, ArenaFull, Slot
+from node.own_thread import in_thread
 from node.p2p.answering import TRANSIENT
 from node.protection.around import Surroundings
 from node.protection.erasure import ErasureCode
@@ -154,7 +155,7 @@ class ShardOwner:
 
     async def _cut(self, path: Path, place: SnapshotPlace) -> Placing:
         began = self._clock()
-        content = await asyncio.to_thread(lambda: private_part(self._spec, path.read_bytes()))
+        content = await in_thread(lambda: private_part(self._spec, path.read_bytes()), name="cut")
         shard_bytes = self._code.shard_bytes(len(content))
         slots: list[Slot] = []
         digests: list[Digest] = []

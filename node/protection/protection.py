@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 from node.arena import Arena
+from node.own_thread import in_thread
 from node.protection.around import Shared, Surroundings
 from node.protection.erasure import ErasureCode
 from node.protection.files import is_whole, place_of, whole_again
@@ -140,7 +141,8 @@ class Protection:
         place = place_of(ours)  # before members are asked: it is not for them to mend
 
         async def write(place: SnapshotPlace, content: bytes) -> None:
-            await asyncio.to_thread(_write, self._around.directory, place, content)
+            directory = self._around.directory
+            await in_thread(lambda: _write(directory, place, content), name="recovered")
             log.info(
                 "recovered: round=%d inner_step=%d protected_in_round=%d bytes=%d",
                 *(place.round, place.inner_step, recovered.stamp.round, len(content)),

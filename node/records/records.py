@@ -28,7 +28,6 @@ from node.ports import Rpc
 from node.records.files import CLOSE_S, RETRY_S, RecordFiles
 from node.records.sync import RecordSync
 from node.telemetry import Waits
-from protocol import check
 from protocol.errors import LocalProtocolError, Malformed
 from protocol.ids import Digest, PeerId, short
 from protocol.rpc import RecordCall
@@ -36,16 +35,17 @@ from protocol.rpc import RecordCall
 log = logging.getLogger(__name__)
 
 ASK_S = 5.0
-"""How long we ask peers for our own record before we write the first time."""
+"""How long we ask peers for our own record before we write the first time, if nobody has it."""
 ASK_ONE_S = 1.0
 """Of it for one peer: one that has just died must not take the time of the others."""
 ASK_PEERS = 3
-"""Answers that are enough.  A guess: one may have joined a second ago."""
+"""Answers that are enough, though none had it.  A guess: one may have joined a second ago."""
 ASK_TICK_S = 0.2
-MAX_EARLY = 64
-"""Changes that wait for our own record; a round takes longer than `ASK_S`."""
-MAX_EARLY_BLAMES = 32
-"""Waiting changes beyond which no blame is added: peers must not take the room of our own."""
+KNOWN_S = ASK_S + ASK_ONE_S
+"""For the whole search; beyond that the processor has no time for us."""
+MAX_EARLY = 32
+"""Changes that wait for our own record: where the weights are from, that we joined.  Rounds wait
+for the record (`until_known`), so one too many is a bug."""
 SAVE_S = 5.0
 """Between two times that records of others are saved; a kill loses no more than that."""
 WRITE_S = 1.0
@@ -70,12 +70,14 @@ class Records:
         blame: Callable[[PeerId, str], None],
         waits: Waits,
         rng: random.Random,
+        is_new: bool = False,
     ) -> None:
         """Loads what is on disk.
 
         Args:
             peers: the peers that are alive now.
             changed: told the authors whose records changed; must not wait.
+            is_new: nobody can hold a record of ours, for our key was made just now.
 
         Raises:
             ConfigError: the directory cannot be read.
@@ -92,7 +94,11 @@ class Records:
         """What our record is to say; None until we know what it says."""
         self._base = Content()
         """What it said when we began: our own changes are what has come since."""
+        self._is_new = is_new
         self._early: list[Change] = []
+        self._blames = Content()
+        """Whom we blamed before we knew what our record says; says nothing else."""
+        self._known = asyncio.Event()
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -126,16 +132,34 @@ class Records:
             self._early.append(change)
         else:
             raise LocalProtocolError(f"more than {MAX_EARLY} changes before the record is known")
+        self._changed_own()
+
+    def write_blame(self, peer: PeerId, reason: str) -> None:
+        """Blame `peer` in our record; what is no peer is left out unsaid."""
+        with contextlib.suppress(ValueError):
+            if self._content is not None:
+                self._content = self._content.with_blame(peer, reason)
+            else:
+                self._blames = self._blames.with_blame(peer, reason)
+            self._changed_own()
+
+    def _changed_own(self) -> None:
         self._settled.clear()
         self._due.set()
 
-    def write_blame(self, peer: PeerId, reason: str) -> None:
-        """Blame `peer` in our record; one too many, or what is no peer, is left out unsaid."""
-        if self._content is None and len(self._early) >= MAX_EARLY_BLAMES:
+    async def until_known(self) -> None:
+        """Wait until we know what our own record says, whether it was on disk, at peers, or new.
+
+        The wait has a name, and ends with the search for the record: after `ASK_S` at most.
+        """
+        if self._known.is_set():
             return
-        with contextlib.suppress(ValueError):
-            check.peer("blamed peer", peer)
-            self.write(lambda content: content.with_blame(peer, reason))
+        with (
+            self._waits.on("our own record", "any member", KNOWN_S),
+            contextlib.suppress(TimeoutError),
+        ):
+            async with asyncio.timeout(KNOWN_S):
+                await self._known.wait()
 
     async def flush(self, deadline_s: float) -> bool:
         """Have all on disk and a few peers told, with no pause from now on; False if too slow."""
@@ -172,14 +196,16 @@ class Records:
     # --- our own record -----------------------------------------------------------------
 
     async def _write_own(self) -> None:
-        with self._waits.on("our own record", "any member", ASK_S):
-            await self._ask_for_own()
+        if not self._is_new:
+            with self._waits.on("our own record", "any member", ASK_S, aside=True):
+                await self._ask_for_own()
         view = self._replica.view(self._me)
         content = self._base = Content() if isinstance(view, NoView) else view
         for change in self._early:
             content = change(content)
-        self._content = content
+        self._content = content.with_blames(self._blames.blamed)
         self._early.clear()
+        self._known.set()
         log.info("2 of 4, records: authors=%d", len(self._replica.authors()))
         while True:
             await self._due.wait()
@@ -192,21 +218,28 @@ class Records:
                 await pause(WRITE_S, self._hurry)  # or until `flush`
 
     async def _ask_for_own(self) -> None:
-        """Fetch our own record from peers: our disk may be lost, or older than theirs."""
+        """Fetch our own record from peers: our disk may be lost, or older than theirs.
+
+        Who answers that it has none may have joined just now, and who has it may be met next: only
+        three such answers, or the deadline, end the search.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + ASK_S
         asked: set[PeerId] = set()
         answers = 0
+        is_found = False
         while answers < ASK_PEERS and (left := until - loop.time()) > 0:
             peers = [peer for peer in self._peers() if peer not in asked]
-            if not peers:
-                if answers:
-                    return
+            if peers:
+                peer = self._rng.choice(peers)
+                asked.add(peer)
+                held = await self._sync.fetch(peer, self._me, min(left, ASK_ONE_S))
+                answers += held is not None
+                is_found |= bool(held)
+            elif is_found:
+                return
+            else:
                 await asyncio.sleep(ASK_TICK_S)
-                continue
-            peer = self._rng.choice(peers)
-            asked.add(peer)
-            answers += await self._sync.fetch(peer, self._me, min(left, ASK_ONE_S))
 
     async def _publish(self) -> bool:
         """Sign what our record lacks, save it, then show it; False if the disk refuses."""

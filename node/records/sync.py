@@ -104,11 +104,12 @@ class RecordSync:
             self._merged()
         return answer
 
-    async def fetch(self, peer: PeerId, author: PeerId, deadline_s: float) -> bool:
-        """Merge what `peer` holds of `author`; whether it answered."""
+    async def fetch(self, peer: PeerId, author: PeerId, deadline_s: float) -> bool | None:
+        """Merge what `peer` holds of `author`; whether that is anything.  None: no answer."""
         body = await self._call(peer, sync.newest_request(author), deadline_s)
-        merge = partial(sync.merge_newest, self._replica)
-        return body is not None and self._took(peer, partial(merge, body))
+        if body is None:
+            return None
+        return self._took(peer, partial(sync.merge_newest, self._replica, author, body))
 
     # --- comparing --------------------------------------------------------------------------
 
@@ -175,13 +176,12 @@ class RecordSync:
             log.debug("records not exchanged: %s", error)
         return None
 
-    def _took(self, peer: PeerId, merge: Callable[[], None]) -> bool:
-        """Merge what `peer` answered; False, and it is blamed, if that is malformed."""
+    def _took(self, peer: PeerId, merge: Callable[[], bool]) -> bool | None:
+        """Merge what `peer` answered; None, and it is blamed, if that is malformed."""
         try:
-            merge()
+            return merge()
         except Malformed as error:
             self._blame(peer, f"answered {RECORDS.name} with {error}")
-            return False
+            return None
         finally:
             self._merged()
-        return True

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from node.arena import SealableMemory, map_read_only
+from node.snapshots import remove_given_up
 from node.worker import wire
 from node.worker.files import checkpoint_bytes, save_snapshot
 from node.worker.link import Link
@@ -75,6 +77,8 @@ class Session:
         self._writer = Serial("writer")
         self._evaluator = Serial("evaluator")
         self._rooms = Rooms(len(slow.phi_P))
+        self._went_over = False
+        """To a member's weights, of an earlier round maybe: files of later ones are of no use."""
         if not is_on_disk:
             self._save((self._outer.slow, fast))  # a restart never has to ask a member again
         self._saver: Saver[tuple[Slow, Fast]] = Saver(self._save)
@@ -222,6 +226,7 @@ class Session:
         fast = self._loop.go_over_to(_fast_on(fast, device))
         self._outer = outer_of(self._spec, self._peer, _slow_on(slow, device))
         self._open.clear()
+        self._went_over = True
         self._saver.save((self._outer.slow, fast))
         self._link.answer(id, wire.Ready(slow.round, fast.inner_step, slow.digest(), ""))
 
@@ -242,9 +247,14 @@ class Session:
 
     def _save(self, state: tuple[Slow, Fast]) -> None:
         slow, fast = state
-        saved = Saved(slow.round, fast.inner_step)
-        write = functools.partial(save_snapshot, self._directory, self._materials.run, slow, fast)
-        save_and_tell(self._link, saved, "snapshot", write)
+        run = self._materials.run
+
+        def write() -> None:
+            path = save_snapshot(self._directory, run, slow, fast)
+            if self._went_over and (note := remove_given_up(path, run)):
+                print(note, file=sys.stderr, flush=True)  # noqa: T201  as a save that fails
+
+        save_and_tell(self._link, Saved(slow.round, fast.inner_step), "snapshot", write)
 
     def _unfinished(self) -> Fast:
         """The state at the end."""

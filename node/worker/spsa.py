@@ -182,7 +182,7 @@ class SpsaSession:
     def _carry_out(self, id: int, command: wire.Command, fds: Sequence[int]) -> None:
         match command:
             case Sample(boot, step, steps):
-                self._step = step
+                self._step = max(self._step, step)  # a restarted node repeats its round
                 log = log_id(self._materials.run, self._peer, boot)
                 self._sampling.sample(_Goal(id, log, step, step + steps))
             case wire.CloseInner():
