@@ -17,7 +17,7 @@ from typing import TypeVar
 from node import late_join
 from node.blobs.store import NoSpace
 from node.donors import Members
-from node.journal import FIRST_ROUND, Journal
+from node.journal import Journal
 from node.late_join import Choice
 from node.learner import Learner, StartRefused
 from node.protection.around import Shared, UseShared
@@ -39,15 +39,13 @@ ten seconds."""
 ORPHANED_S = 60.0
 """Everyone else does after this: the creator is gone before it gave its weights to anybody.
 The seed gives all the same round 0, so who is too early did no harm.  A guess."""
-REJOIN_S = 3.0
-"""How long a restarted node looks for members that are ahead.  They speak once a second."""
 LOOK_S = 0.2
 SHARED_S = 30.0
 """How long members are asked for what all share, when our own part of it came back: they may be
 closing a round, starting, or busy.  Without it our own part is lost.  A guess."""
 VOUCHED_S = 5.0
-"""How long a joiner of an spsa run waits for two members with the same sum: a new base is known to
-all after a pull or two, which are 2 s apart."""
+"""How long is waited for a second member with the same.  spsa: a new base is known to all after a
+pull or two, which are 2 s apart.  In a group it may be about to close the round.  A guess there."""
 
 T = TypeVar("T")
 
@@ -109,8 +107,9 @@ class Beginning:
         Raises:
             PeerError: the source's weights cannot be had, or not be trusted.
         """
+        is_start = not isinstance(self._spec.trainer, SpsaConfig)  # that adds its own steps
         try:
-            return await self._taken([source], self._learner.take_over)
+            return await self._taken([source], self._learner.take_over, is_start=is_start)
         except NoSpace as error:
             log.warning("no room for a checkpoint: reason=%s", error)
             raise PeerUnavailable(source, f"no room for its checkpoint: {error}") from error
@@ -126,16 +125,16 @@ class Beginning:
         except StartRefused as error:
             log.warning("own snapshot not used: reason=%s", error)
             return None
-        self._journal.goes_on(ready.round)
-        self._journal.stands_at(ready.round, ready.weights)
+        self._journal.goes_on(ready.round, ready.weights)
         return ready
 
     async def _rejoined(self, ready: wire.Ready) -> wire.Ready:
         """Where we stand, or where members do who are too far ahead of that."""
         if not isinstance(self._spec.trainer, NolocoConfig):
             return ready  # their machines find out for themselves
-        until = self._clock() + REJOIN_S
-        with self._journal.waits.on("members to compare rounds with", "any member", REJOIN_S):
+        until = self._clock() + reanchor.BACK_S
+        what = "members to compare rounds with"
+        with self._journal.waits.on(what, "any member", reanchor.BACK_S):
             while (  # noqa: ASYNC110  presence expires by itself
                 len(self._begun()) < reanchor.LEAST_AHEAD and self._clock() < until
             ):
@@ -147,10 +146,10 @@ class Beginning:
         log.info("was away: own_round=%d round=%d", ready.round, rounds[source])
         try:
             there = await self.go_over_to(source)
-        except PeerError as error:
+        except (PeerError, WorkerLost) as error:
             log.info("goes on from its own snapshot: %s", error)
-            return ready
-        self._journal.begins(there.round)
+            return ready  # where another worker stands is told as ever
+        self._journal.begins(there.round, there.weights)
         return there
 
     def _begun(self) -> list[Presence]:
@@ -161,18 +160,19 @@ class Beginning:
         alone_since = self._clock()
         while True:
             try:
-                ready = await self._taken(self._donors(), self._learner.start)
+                ready = await self._taken(self._donors(), self._learner.start, is_start=True)
             except PeerError as error:
                 log.info("no weights yet: %s", error)
             else:
-                self._journal.begins(ready.round)
+                self._journal.begins(ready.round, ready.weights)
                 return ready
             if any(presence.round > 0 for presence in self._live()):
                 alone_since = self._clock()
             elif self._clock() - alone_since > patience_s:
                 log.info("begins afresh: nobody beyond round 0 for_s=%g", patience_s)
-                self._journal.begins(FIRST_ROUND)
-                return await self._fresh()
+                ready = await self._fresh()
+                self._journal.begins(ready.round, ready.weights)
+                return ready
             with self._journal.waits.on("a member with weights", "any member", AGAIN_S):
                 await asyncio.sleep(AGAIN_S)
 
@@ -199,8 +199,11 @@ class Beginning:
             with self._journal.waits.on("what all members share", "any member", AGAIN_S):
                 await asyncio.sleep(AGAIN_S)
 
-    async def _taken(self, donors: Sequence[PeerId], take: Take) -> wire.Ready:
+    async def _taken(self, donors: Sequence[PeerId], take: Take, *, is_start: bool) -> wire.Ready:
         """Start from, or go over to, the weights of one of these, or of all if they are equal.
+
+        Args:
+            is_start: rounds from there on are new.
 
         Raises:
             PeerError: none has any, or none that can be trusted.
@@ -208,7 +211,13 @@ class Beginning:
         """
 
         async def use(checkpoint: Checkpoint) -> wire.Ready:
-            return await take(wire.StartFromCheckpoint(checkpoint))
+            if is_start:
+                await self._journal.may_begin(checkpoint.round, checkpoint.weights)
+            try:
+                return await take(wire.StartFromCheckpoint(checkpoint))
+            except StartRefused:
+                self._journal.tally.stay()
+                raise
 
         ready = await self._from_members(donors, use)
         self._journal.stands_at(ready.round, ready.weights)
@@ -237,8 +246,39 @@ class Beginning:
                 return await late_join.witnessed(each, others, self._members.sketch, self._rng)
             case trainer if isinstance(trainer, GroupConfig) and len(donors) > 1:
                 return await late_join.of_group(offers, self._members.weights)
+            case trainer if isinstance(trainer, GroupConfig) and offers:
+                return await self._of_one(donors[0], offers[donors[0]])
             case _:
                 return late_join.of_each(offers)
+
+    async def _of_one(self, donor: PeerId, offer: Checkpoint) -> list[Choice]:
+        """A group: what one member offers, if another had these weights, too.
+
+        Where no two of the others agree everybody trains alone, as after the failure of a switch,
+        and one word has to do: else all would wait for each other for ever.
+
+        Raises:
+            PeerUnavailable: the others agree, on other weights.
+        """
+        others = [peer for peer in self._donors() if peer != donor][: late_join.MAX_ASKED]
+        until = self._clock() + VOUCHED_S
+        while others and not await late_join.is_known(offer, others, self._members.weights):
+            if self._clock() >= until:
+                if await self._do_agree(others):
+                    what = f"its weights of round {offer.round} are not those of other members"
+                    raise PeerUnavailable(donor, what)
+                log.warning("weights are taken on one word: no two members agree")
+                break
+            with self._journal.waits.on("a second member with the same weights", "any", AGAIN_S):
+                await asyncio.sleep(AGAIN_S)
+        return [Choice(offer, (donor,))]
+
+    async def _do_agree(self, members: Sequence[PeerId]) -> bool:
+        """Whether two of them stand up for the same weights."""
+        offers = await late_join.asked(members, self._members.checkpoint, "checkpoint")
+        if len(offers) < late_join.AGREE:
+            return False
+        return True
 
     async def _sums(self, donors: Sequence[PeerId]) -> list[Choice]:
         """spsa: sums at a base that two members offer; after a while those that one does."""

@@ -59,6 +59,8 @@ class Journal:
     """Of the last inner steps; not finite once the training has diverged."""
     trouble: str | None = None
     """What the operator should see to, until it is over."""
+    saved_to: Round | None = None
+    """Of the snapshot that was written last; None: it failed, or none has been."""
     spreads: list[float] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     spec: RunSpec | None = None
@@ -136,23 +138,40 @@ class Journal:
         if len(self.past) > MAX_PAST:
             del self.past[next(iter(self.past))]
 
-    def goes_on(self, round: Round) -> None:
-        """A worker stands at our own snapshot; what that holds and our record lacks is counted."""
-        dues = self.tally.settle(round)
-        self.write(lambda content: counted(content, dues))
+    def goes_on(self, round: Round, weights: Digest) -> None:
+        """A worker stands at a snapshot; what that holds and our record lacks is counted.
 
-    def begins(self, round: Round) -> None:
-        """A worker stands at weights that are not our own: rounds from there on are new."""
-        self.tally.forget()
-        self.write(lambda content: content.with_start(round))
+        It may hold weights of a member, if we, or the worker before, died as it had taken them.
+        """
+        if self.tally.has_begun(round, weights):
+            self.begins(round, weights)
+            return
+        dues = self.tally.settle(round)
+        self.write(lambda content: counted(self.tally.begun(content), dues))
+        self.stands_at(round, weights)
+
+    async def may_begin(self, round: Round, weights: Digest) -> None:
+        """A worker is about to get weights that are not our own; on disk before it has them."""
+        self.tally.expect(round, weights)
+        await self.tally.flush()
+
+    def begins(self, round: Round, weights: Digest) -> None:
+        """A worker stands at weights that are not our own: rounds from there on are new.
+
+        What we had before is given up: we vouch for none of it, whatever its round.
+        """
+        self.tally.begin(round, weights)
+        self.write(self.tally.begun)
+        self.past.clear()
+        self.stands_at(round, weights)
 
     def save_failed(self, reason: str) -> None:
         """The worker could not write a snapshot; the next one may."""
-        self.trouble = reason
+        self.trouble, self.saved_to = reason, None
 
-    def saved(self, _saved: Saved) -> None:
+    def saved(self, saved: Saved) -> None:
         """A snapshot is on disk: there is room again."""
-        self.trouble = None
+        self.trouble, self.saved_to = None, saved.round
 
     def held(self, held: Paused | Unpaused) -> None:
         """The creator has paused the run, or resumed it."""

@@ -4,7 +4,9 @@ Members are asked for their offers first, all at once; an offer is signed and na
 that its author is bound to them before it knows how they will be looked at.
 
 diloco, streaming, sync: the members of a group are bit-equal, so an offer counts if a second member
-(if there is one) makes the same, and then both give the bytes, or had the same weights then.
+(if there is one) makes the same, and then both give the bytes, or had the same weights then.  Who
+has strayed goes over to one member's, if another had them too; where no two of the others agree,
+all were cut apart, and one word has to do.
 
 noloco: every member has weights of its own.  One member's are taken if they lie near those of
 others: half of the sketches under a nonce drawn after the offers must be within three times the
@@ -71,13 +73,13 @@ async def of_group(
     for offer, donors in alike.items():
         if len(donors) < min(AGREE, len(offers)):
             others = [peer for peer in sorted(offers) if peer not in donors]
-            if not await _is_known(offer, others, ask):
+            if not await is_known(offer, others, ask):
                 continue
         found.append(Choice(offer, tuple(donors)))
     return sorted(found, key=lambda choice: (-len(choice.donors), -choice.checkpoint.round))
 
 
-async def _is_known(
+async def is_known(
     offer: Checkpoint,
     peers: Sequence[PeerId],
     ask: Callable[[PeerId, Round], Awaitable[Digest | None]],

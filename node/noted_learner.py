@@ -118,5 +118,5 @@ class NotedLearner:
         ready = await self._go_over_to(source)
         self._journal.resumed(ready.round)
         if not ready.horizon:  # spsa has taken over a sum, and goes on with its own steps
-            self._journal.begins(ready.round)
+            self._journal.begins(ready.round, ready.weights)
         return resumed(ready)

@@ -1,8 +1,9 @@
 """The checkpoints that this node offers to joiners, and what it tells others to judge theirs by.
 
-A checkpoint is made only when somebody asks and a round was closed since the last one; who asks
+A checkpoint is made only when somebody asks and we stand elsewhere than at the last one; who asks
 meanwhile waits for the same one.  It lies in the blob store and is fetched from there; our record
-names what is whole.
+names what is whole.  In spsa the sum moves all the time, with scalars of others when our own rounds
+are over, too: that of now is made for whoever asks, that at a base once for each base.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections import deque
 from dataclasses import replace
 
 from node.blobs.store import BlobStore, NoSpace
-from node.journal import Journal
+from node.journal import FIRST_ROUND, Journal
 from node.learner import Learner, StartRefused
+from protocol.algorithms import SpsaConfig
 from protocol.errors import WorkerLost
 from protocol.ids import Digest, Round
 from protocol.messages import HAS_WEIGHTS, Checkpoint
@@ -23,7 +25,7 @@ from protocol.witness import Sketch
 
 log = logging.getLogger(__name__)
 
-Stand = Round | Digest | None
+Stand = tuple[Round, Digest | None]
 KEPT = 2
 """The newest, and the one before it, which slow joiners are still fetching."""
 
@@ -41,8 +43,8 @@ class Offers:
         self._fragments = fragments
         self._held: deque[Checkpoint] = deque()
         """In the store, oldest first; at most `KEPT`."""
-        self._made: dict[bool, tuple[Stand, Checkpoint]] = {}
-        """The newest at a base, and the newest otherwise, and where we stood when it was made."""
+        self._made: tuple[Stand, Checkpoint] | None = None
+        """The newest that is good for more than one who asks, and where we stood then."""
         self._asked: dict[bool, asyncio.Future[Checkpoint | None]] = {}
         """The answer to all who ask now for a checkpoint that is still to be made."""
         self._is_asked = asyncio.Event()
@@ -69,8 +71,8 @@ class Offers:
         """
         if self._journal.state not in HAS_WEIGHTS:
             return None
-        if at_base in self._made:
-            stood, newest = self._made[at_base]
+        if self._made:
+            stood, newest = self._made
             if stood == self._stand(at_base) and newest in self._held:
                 return newest
         if at_base not in self._asked:
@@ -78,9 +80,16 @@ class Offers:
             self._is_asked.set()
         return await asyncio.shield(self._asked[at_base])
 
-    def _stand(self, at_base: bool) -> Stand:
-        """What is another one when there is more to offer; at a base the sum there has a name."""
-        return self._journal.weights if at_base else self._journal.round
+    def _stand(self, at_base: bool) -> Stand | None:
+        """What is another one when there is something else to offer; None: there always is."""
+        if not self._is_sum:
+            return self._journal.round, self._journal.weights
+        return (FIRST_ROUND, self._journal.weights) if at_base else None  # which names a base
+
+    @property
+    def _is_sum(self) -> bool:
+        """It is spsa's."""
+        return self._journal.spec is not None and isinstance(self._journal.spec.trainer, SpsaConfig)
 
     async def sketch(self, nonce: int) -> Sketch | None:
         """Our slow weights under a nonce; None: there are none at the moment."""
@@ -115,9 +124,17 @@ class Offers:
         else:
             self.trouble = None
             await self._keep(newest)
-            self._made[at_base] = stood, newest
+            if stood is not None:
+                self._made = stood, newest
             return newest
-        return self._held[-1] if self._held else None
+        return self._newest_held()
+
+    def _newest_held(self) -> Checkpoint | None:
+        """What we had before and still stand by; old sums are of no use to who is behind."""
+        if self._is_sum:
+            return None
+        ours = [one for one in self._held if self._journal.past.get(one.round) == one.weights]
+        return ours[-1] if ours else None
 
     async def _keep(self, newest: Checkpoint) -> None:
         if newest in self._held:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from node.arena import Arena
-from node.beginning import REJOIN_S, Beginning, Recover
+from node.beginning import Beginning, Recover
 from node.blobs.store import BlobStore
 from node.donors import Members
 from node.driver import Driver
@@ -32,10 +32,9 @@ from node.offers import Offers
 from node.pausing import pause
 from node.worker import wire
 from node.worker.wire_save import Saved
-from protocol.algorithms import NolocoConfig
 from protocol.envelope import Signer
 from protocol.errors import WorkerLost
-from protocol.ids import PeerId, short
+from protocol.ids import PeerId, Round, short
 from protocol.messages import BEGUN, HAS_WEIGHTS, Decision, Presence
 from protocol.spec import RunSpec
 from trainers import reanchor
@@ -45,11 +44,12 @@ from trainers.machines import machine_of
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-"""Until the trainer is told again that it is left behind, and the longest time without a look at
-the members."""
+"""The longest time without a look at the members."""
 QUIET_S = 12.0
 """Without another snapshot for so long the weights stay as they are, though others' scalars came
 after our last round (spsa): twice what a worker waits with the next one, and some."""
+RETRY_S = 5.0
+"""Until a disk that refused the last round is tried again: somebody may make room.  A guess."""
 STOOD_S = 5.0
 """Without a look for so long this process stood still: a closed lid, SIGSTOP."""
 
@@ -94,11 +94,7 @@ class Training:
         self._news = asyncio.Event()
         self._candidates: tuple[PeerId, ...] = ()
         self._decisions: dict[PeerId, tuple[Decision, ...]] = {}
-        self._told_behind = -AGAIN_S
-        self._away_until = 0.0
-        """Until then what is seen of the members is what we come back to."""
-        self._left_behind_at: int | None = None
-        """The round in which we last were, since we came back."""
+        self._watch = reanchor.Watch(spec.trainer)
         self._snapshot_saved = asyncio.Event()
         self._resumed: asyncio.Queue[wire.Ready] = asyncio.Queue(1)
         """Restarts of the worker; a newer one replaces an older that nobody took yet."""
@@ -166,11 +162,16 @@ class Training:
         await self._finish()
 
     async def _finish(self) -> None:
-        """Save, tell, and measure; again when the scalars of others have changed the weights."""
-        try:
-            await self.learner.save()
-        except WorkerLost as error:
-            log.warning("not saved at the end: %s; the last snapshot is older", error)
+        """Save, tell, and measure; again when the scalars of others have changed the weights.
+
+        A last round that cannot be saved (a full disk, a worker that died; spsa: our last scalars
+        are still to be added) is tried again until it is: who is finished may be switched off.
+        """
+        last = self.journal.round
+        while not await self._is_saved(last):
+            pause_s = RETRY_S if self.journal.trouble else AGAIN_S
+            with self.journal.waits.on("another try to save the last round", "this node", pause_s):
+                await asyncio.sleep(pause_s)
         self.journal.enter("finished")
         log.info("run finished: round=%d", self.journal.round)
         while True:
@@ -178,6 +179,15 @@ class Training:
             self.val_end = await self._evaluate()
             await self._snapshot_saved.wait()
             await self._no_more_saved()
+
+    async def _is_saved(self, last: Round) -> bool:
+        """Whether what the worker has now is on disk, with this round in it."""
+        self.journal.saved_to = None  # what is told from now on counts
+        try:
+            await self.learner.save()
+        except WorkerLost as error:
+            log.warning("not saved at the end: %s", error)
+        return self.journal.saved_to is not None and self.journal.saved_to >= last
 
     async def _no_more_saved(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -253,23 +263,13 @@ class Training:
         self._news.clear()
         now = self._clock()
         if not self._live() or now - before > STOOD_S:
-            self._away_until = now + REJOIN_S
-            self._left_behind_at = None
+            self._watch.was_away(now)
 
     def _left_behind_by(self) -> PeerId | None:
         """A member to take weights of, if we were away too long; said again after a while."""
-        trainer, now = self.spec.trainer, self._clock()
-        if not isinstance(trainer, NolocoConfig) or now < self._told_behind + AGAIN_S:
-            return None
         rounds = {p.peer: p.round for p in self._live() if p.state in BEGUN}
-        is_back = now < self._away_until
-        most = reanchor.AWAY_ROUNDS if is_back else trainer.reanchor_rounds
-        source = reanchor.source(self.journal.round, rounds, most)
+        source = self._watch.source(self.journal.round, rounds, self._clock())
         if source:
-            before, self._left_behind_at = self._left_behind_at, self.journal.round
-            if is_back and (before is None or self.journal.round < before + most):
-                self._away_until = now + AGAIN_S + REJOIN_S  # weights are still to come
-            self._told_behind = now
             log.info("left behind: round=%d member=%s", self.journal.round, short(source))
         return source
 
@@ -286,7 +286,7 @@ class Training:
         while True:
             ready = await self._resumed.get()
             self.journal.resumed(ready.round)
-            self.journal.goes_on(ready.round)
+            self.journal.goes_on(ready.round, ready.weights)
             await self._driver.post(resumed(ready))
 
     async def _evaluate(self) -> float | None:

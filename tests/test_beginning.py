@@ -11,15 +11,17 @@ from samples import CREATOR, OTHER, PRESENCE
 from training_parts import R0, R1, Node, numbers
 from virtual_time import in_virtual_time
 
-from node.beginning import ALONE_S, ORPHANED_S, REJOIN_S, SHARED_S, VOUCHED_S
+from node.beginning import ALONE_S, ORPHANED_S, SHARED_S, VOUCHED_S
+from node.learner import StartRefused
+from node.records.tally import Tally
 from node.worker import wire
-from protocol.algorithms import DilocoConfig, SpsaConfig
+from protocol.algorithms import DilocoConfig, NolocoConfig, SpsaConfig, TrainerConfig
 from protocol.envelope import Signer
-from protocol.errors import Malformed, PeerUnavailable
+from protocol.errors import Malformed, PeerUnavailable, WorkerLost
 from protocol.ids import Round, digest_of
 from protocol.messages import Checkpoint
 from protocol.witness import Sketch
-from trainers.reanchor import AWAY_ROUNDS
+from trainers.reanchor import AWAY_ROUNDS, BACK_S
 
 ALICE, BOB, CAROL = (Signer(bytes([n]) * 32).peer for n in (11, 12, 13))
 
@@ -165,7 +167,7 @@ def test_a_restarted_node_looks_for_members_for_a_while_then_goes_on_alone(tmp_p
         node = Node(tmp_path)
         node.learner.has_snapshot, node.learner.round = True, R1
         weights = first_weights(node)
-        await asyncio.sleep(REJOIN_S - 0.5)
+        await asyncio.sleep(BACK_S - 0.5)
         assert not weights.done()
         await asyncio.sleep(1.0)
         assert weights.result().round == 1
@@ -184,6 +186,99 @@ def test_a_member_that_is_left_behind_stays_where_it_is_if_nothing_can_be_truste
         with pytest.raises(PeerUnavailable, match="expected 3 at most"):
             await node.beginning.go_over_to(ALICE)
         assert taken(node) == []
+
+    in_virtual_time(run())
+
+
+def test_a_restarted_node_goes_on_where_it_was_if_its_worker_dies_on_the_way_to_a_member(
+    tmp_path: Path,
+) -> None:
+    """Where the next worker stands `Training` hears as ever."""
+
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.learner.has_snapshot, node.learner.round = True, R1
+        meets(node, alice=60, bob=61)
+        node.members.offers = {ALICE: offer(60), BOB: offer(61)}
+        node.learner.refusal = WorkerLost("killed")
+        assert (await node.beginning.weights(is_new=False)).round == 1
+        assert node.members.held == []
+
+    in_virtual_time(run())
+
+
+def test_a_member_of_a_group_goes_over_to_what_another_member_had_too_and_to_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Alice says that she is where the others are, and gives weights of her own."""
+
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=9, bob=9, carol=9)
+        node.members.offers = {ALICE: offer(9, "false"), BOB: offer(9), CAROL: offer(9)}
+        node.members.known = {peer: {Round(9): offer(9).weights} for peer in (BOB, CAROL)}
+        with pytest.raises(PeerUnavailable, match="round 9 are not those of other members"):
+            await node.beginning.go_over_to(ALICE)
+        assert node.members.fetched == []
+        assert (await node.beginning.go_over_to(BOB)).round == 9
+        assert node.members.fetched == [(9, (BOB,))]
+
+    in_virtual_time(run())
+
+
+def test_a_member_of_a_group_waits_a_while_for_a_second_one_that_is_about_to_close_the_round(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=9, bob=8, carol=8)
+        node.members.offers = {ALICE: offer(9), BOB: offer(8), CAROL: offer(8)}
+        taking = asyncio.create_task(node.beginning.go_over_to(ALICE))
+        await asyncio.sleep(VOUCHED_S / 2)
+        assert node.members.fetched == []
+        node.members.known = {BOB: {Round(9): offer(9).weights}}
+        assert (await taking).round == 9
+
+    in_virtual_time(run())
+
+
+@pytest.mark.parametrize("others", [{}, {"bob": 8}, {"bob": 8, "carol": 7}], ids=str)
+def test_where_no_two_members_of_a_group_agree_one_word_has_to_do(
+    tmp_path: Path, others: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of them trained alone while they were cut apart; somebody has to give in."""
+
+    async def run() -> None:
+        node = Node(tmp_path, trainer=DilocoConfig())
+        meets(node, alice=9, **others)
+        of = {"bob": (BOB, "bob's"), "carol": (CAROL, "carol's")}
+        offers = {of[name][0]: offer(round, of[name][1]) for name, round in others.items()}
+        node.members.offers = {ALICE: offer(9), **offers}
+        assert (await node.beginning.go_over_to(ALICE)).round == 9
+        assert ("on one word" in caplog.text) == bool(others)
+
+    in_virtual_time(run())
+
+
+@pytest.mark.parametrize("trainer", [NolocoConfig(), SpsaConfig()], ids=lambda one: one.KIND)
+def test_weights_to_go_over_to_are_noted_before_the_worker_has_them(
+    tmp_path: Path, trainer: TrainerConfig
+) -> None:
+    """But for spsa, which adds its own steps to the sum that it takes over."""
+
+    async def run() -> None:
+        node = Node(tmp_path, trainer=trainer)
+        meets(node, alice=60)
+        node.members.offers = {ALICE: offer(60)}
+        node.learner.refusal = WorkerLost("killed")
+        with pytest.raises(WorkerLost):
+            await node.beginning.go_over_to(ALICE)
+        noted = Tally(tmp_path / "tally").has_begun(Round(60), offer(60).weights)
+        assert noted == isinstance(trainer, NolocoConfig)
+        node.learner.refusal = StartRefused("of another model")
+        with pytest.raises(PeerUnavailable):
+            await node.beginning.go_over_to(ALICE)
+        assert not node.journal.tally.has_begun(Round(60), offer(60).weights)
 
     in_virtual_time(run())
 

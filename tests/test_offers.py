@@ -9,6 +9,7 @@ import pytest
 from training_parts import MINE, Node, name_of
 from virtual_time import in_virtual_time
 
+from protocol.algorithms import SpsaConfig
 from protocol.ids import Round
 from protocol.messages import Checkpoint
 from protocol.witness import Sketch
@@ -69,19 +70,65 @@ def test_a_sum_at_a_base_is_made_once_a_base_and_apart_from_that_of_now(tmp_path
     """As the worker of an spsa run: at a base it offers what is named by the journal."""
 
     async def run() -> None:
-        node = Node(tmp_path)
+        node = Node(tmp_path, trainer=SpsaConfig())
         node.at_round(1)
         node.journal.weights = MINE
         first = await node.offers.checkpoint(at_base=True)
-        now = await exported(node)
-        assert await node.offers.checkpoint(at_base=True) == first
         node.at_round(2)
-        assert await node.offers.checkpoint(at_base=True) == first
-        assert (await exported(node)).round == 2 != now.round
-        assert node.learner.exports == [True, False, False]
+        now = await exported(node)
+        assert await node.offers.checkpoint(at_base=True) == first != now
+        assert node.learner.exports == [True, False]
         node.journal.weights = name_of(9)
         assert await node.offers.checkpoint(at_base=True) != first
-        assert node.learner.exports == [True, False, False, True]
+        assert node.learner.exports == [True, False, True]
+
+    in_virtual_time(run())
+
+
+def test_the_sum_of_now_is_made_anew_for_whoever_asks_but_once_for_all_who_ask_at_once(
+    tmp_path: Path,
+) -> None:
+    """Scalars of others come when our own rounds are over, too, and then no round tells."""
+
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        node.at_round(5)
+        node.journal.weights = MINE
+        node.journal.enter("finished")
+        first, same = await asyncio.gather(exported(node), exported(node))
+        node.learner.round = Round(99)  # a sum with more in it
+        then = await exported(node)
+        assert (first == same, then.round, node.learner.exports) == (True, 99, [False] * 2)
+
+    in_virtual_time(run())
+
+
+def test_what_was_made_before_other_weights_of_the_same_round_were_taken_over_is_not_offered(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(5)
+        node.journal.stands_at(Round(5), name_of(5))
+        given_up = await exported(node)
+        node.journal.begins(Round(5), MINE)
+        node.learner.lost = True
+        assert await node.offers.checkpoint() is None
+        node.learner.lost = False
+        node.learner.round = Round(6)  # so that it has another name
+        assert await exported(node) != given_up
+
+    in_virtual_time(run())
+
+
+def test_while_the_worker_of_an_spsa_run_is_replaced_no_old_sum_is_offered(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path, trainer=SpsaConfig())
+        node.at_round(1)
+        node.journal.stands_at(Round(1), name_of(1))
+        assert await node.offers.checkpoint(at_base=True)
+        node.learner.lost = True
+        assert await node.offers.checkpoint() is None
 
     in_virtual_time(run())
 
@@ -104,7 +151,7 @@ def test_a_full_disk_offers_nothing_and_makes_room_for_the_next_who_asks(tmp_pat
 
 def test_a_sum_that_had_to_go_is_made_again(tmp_path: Path) -> None:
     async def run() -> None:
-        node = Node(tmp_path, room=1)
+        node = Node(tmp_path, room=1, trainer=SpsaConfig())
         node.at_round(1)
         first = await node.offers.checkpoint(at_base=True)
         assert first
@@ -124,6 +171,7 @@ def test_while_the_worker_is_replaced_the_checkpoint_before_is_offered(tmp_path:
         node.learner.lost = True
         assert await node.offers.checkpoint() is None
         node.learner.lost = False
+        node.journal.stands_at(Round(1), name_of(1))
         before = await exported(node)
         node.at_round(2)
         node.learner.lost = True

@@ -332,3 +332,23 @@ async def test_a_full_disk_and_a_corrupted_blob_stop_nobody_and_are_over_when_th
         assert "blob broken on disk: " in log_of(again)
         blamed = [line for line in log_of(late).splitlines() if "peer blamed" in line]
     assert blamed == []
+
+
+@pytest.mark.skipif(WITHOUT_ROOT, reason="mounting a disk needs root")
+async def test_who_has_no_room_for_its_last_round_is_not_finished_until_there_is(
+    tmp_path: Path,
+) -> None:
+    async with small_disk(tmp_path / "node1", 64), swarm_of(tmp_path, 1, rounds=12) as swarm:
+        only = swarm.children[0]
+        await until(swarm, lambda: bool(only.status and only.status["round"] >= 1))
+        filler = only.directory / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            file.write(bytes(shutil.disk_usage(only.directory).free))
+        await until(swarm, lambda: "try to save" in str(said(only)["waiting"]))
+        assert (said(only)["state"], said(only)["round"]) == ("training", 12)
+        assert "free some space" in str(said(only)["trouble"])
+        filler.unlink()
+        await until(swarm, lambda: said(only)["state"] == "finished")
+        assert said(only)["trouble"] is None
+        newest = max(only.directory.rglob("snapshot-*.safetensors"))
+        assert newest.name.startswith("snapshot-00000012-")

@@ -26,6 +26,7 @@ from trainers.effects import ApplyOuter, Closed, Gathered, Share
 ME = PeerId("me")
 WEIGHTS = digest_of(b"weights")
 THEIRS = digest_of(b"theirs")
+GIVEN = digest_of(b"weights of a member")
 
 
 def tokens_of(round: int) -> int:
@@ -39,6 +40,7 @@ class Disk:
     folder: Path
     content: Content = field(default_factory=Content)
     round: int = 0
+    weights: Digest = WEIGHTS
 
 
 class ToyLearner:
@@ -62,7 +64,7 @@ class ToyLearner:
         if self.refuses:
             raise PayloadRefused(THEIRS, "too long")
         if self.saves:
-            self.disk.round = effect.round
+            self.disk.round, self.disk.weights = effect.round, WEIGHTS
         if self.dies:
             raise WorkerLost("killed")
         return wire.OuterDone(round=effect.round, weights=WEIGHTS, gradient_norm=1.0, spread=0.0)
@@ -82,14 +84,19 @@ class Node:
             ME, Waits(lambda: 0.0), self._write, lambda: None, Tally(disk.folder / "tally")
         )
         self.worker = NotedLearner(cast(Learner, self.learner), self.journal, self._go_over_to)
-        self.journal.weights = WEIGHTS
-        self.journal.goes_on(Round(disk.round))
+        self.journal.goes_on(Round(disk.round), disk.weights)
 
     def _write(self, change: object) -> None:
         self.content = change(self.content)  # type: ignore[operator]
 
     async def _go_over_to(self, source: PeerId) -> wire.Ready:
-        return wire.Ready(Round(2), 0, WEIGHTS, "")
+        """As `node.beginning`: the member is at round 2."""
+        await self.journal.may_begin(Round(2), GIVEN)
+        if self.learner.saves:
+            self.disk.round, self.disk.weights = 2, GIVEN
+        if self.learner.dies:
+            raise WorkerLost("killed")
+        return wire.Ready(Round(2), 0, GIVEN, "")
 
     def save_record(self) -> None:
         self.disk.content = self.content
@@ -180,7 +187,7 @@ def test_a_worker_that_dies_with_the_round_saved_has_it_counted(tmp_path: Path) 
         node.learner.dies = True
         with pytest.raises(WorkerLost):
             await node.train(2)
-        node.journal.goes_on(Round(node.disk.round))
+        node.journal.goes_on(Round(node.disk.round), WEIGHTS)
         assert node.content.totals == totals(3)
 
     in_virtual_time(story())
@@ -192,7 +199,7 @@ def test_a_payload_that_is_refused_counts_nothing(tmp_path: Path) -> None:
         node.learner.refuses = True
         with pytest.raises(PayloadRefused):
             await node.train(2)
-        node.journal.goes_on(Round(9))
+        node.journal.goes_on(Round(9), WEIGHTS)
         assert node.content.totals == totals(2)
 
     in_virtual_time(story())
@@ -212,6 +219,99 @@ def test_what_is_trained_from_another_peers_weights_is_new(tmp_path: Path) -> No
         assert node.content.totals.tokens == totals(4).tokens + tokens_of(2)
         node.save_record()
         assert Node(node.disk).content.totals == node.content.totals
+
+    in_virtual_time(story())
+
+
+async def four_rounds(disk: Disk) -> Node:
+    """All of them in our record on disk."""
+    node = await two_rounds(disk)
+    for round in (2, 3):
+        await node.train(round)
+        node.close(round)
+    node.save_record()
+    return node
+
+
+@pytest.mark.parametrize("trained", [0, 1, 2])
+@pytest.mark.parametrize("records", [False, True], ids=["record old", "record new"])
+@pytest.mark.parametrize("dies", [False, True], ids=["node", "worker first"])
+def test_killed_after_weights_of_an_earlier_round_were_taken_over_what_follows_is_new(
+    tmp_path: Path, trained: int, records: bool, dies: bool
+) -> None:
+    """However much was trained from there, and whether our record on disk says so."""
+
+    async def story() -> None:
+        node = await four_rounds(Disk(tmp_path))
+        node.learner.dies = dies
+        if dies:
+            with pytest.raises(WorkerLost):
+                await node.worker.catch_up(PeerId("donor"))
+            node.journal.goes_on(Round(2), GIVEN)
+            node.learner.dies = False
+        else:
+            await node.worker.catch_up(PeerId("donor"))
+        for round in range(2, 2 + trained):
+            await node.train(round)
+            node.close(round)
+        if records:
+            node.save_record()
+        again = Node(node.disk)
+        for round in range(2 + trained, 4):
+            await again.train(round)
+            again.close(round)
+        both = tokens_of(2) + tokens_of(3)
+        assert (again.content.totals.rounds, again.content.totals.tokens) == (
+            6,
+            totals(4).tokens + both,
+        )
+        again.save_record()
+        assert Node(again.disk).content.totals == again.content.totals
+
+    in_virtual_time(story())
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_killed_before_weights_that_were_to_be_taken_over_are_saved_what_was_ours_counts(
+    tmp_path: Path, is_refused: bool
+) -> None:
+    async def story() -> None:
+        node = await two_rounds(Disk(tmp_path))
+        await node.train(2)  # saved, and not in our record on disk
+        node.learner.saves = False
+        await node.journal.may_begin(Round(1), GIVEN)
+        if is_refused:
+            node.journal.tally.stay()
+        assert Node(node.disk).content.totals == totals(3)
+
+    in_virtual_time(story())
+
+
+def test_a_record_that_is_ahead_of_the_snapshot_after_a_takeover_counts_no_round_twice(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        node = await four_rounds(Disk(tmp_path))
+        await node.worker.catch_up(PeerId("donor"))
+        node.learner.saves = False
+        await node.train(2)
+        node.close(2)
+        node.save_record()
+        again = Node(node.disk)  # from what was taken over
+        await again.train(2)
+        again.close(2)
+        assert again.content.totals.rounds == 5
+
+    in_virtual_time(story())
+
+
+def test_who_took_over_other_weights_vouches_for_none_of_those_before(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await four_rounds(Disk(tmp_path))
+        assert node.journal.past == {Round(round): WEIGHTS for round in range(5)}
+        await node.worker.catch_up(PeerId("donor"))
+        assert node.journal.past == {Round(2): GIVEN}
+        assert node.journal.weights == GIVEN
 
     in_virtual_time(story())
 
@@ -271,7 +371,7 @@ def test_a_broken_tally_counts_for_nothing_and_only_the_newest_are_kept(tmp_path
         dues = Tally(path).settle(Round(10))
         assert [due.closes for due in dues] == list(range(3, 10))
         assert counted(Content(), dues).totals.rounds == 7
-        tally.forget()
+        tally.begin(Round(2), GIVEN)
         await tally.flush()
         assert Tally(path).settle(Round(99)) == ()
 

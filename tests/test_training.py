@@ -17,9 +17,9 @@ from crdt.schema import ClosedRound
 from node.driver import Driver
 from node.learner import Learner
 from node.noted_learner import NotedLearner
-from node.training import AGAIN_S, QUIET_S
+from node.training import AGAIN_S, QUIET_S, RETRY_S
 from node.worker import wire
-from node.worker.wire_save import Saved
+from node.worker.wire_save import Saved, SaveFailed
 from protocol.ids import PeerId, Round, digest_of
 from trainers.effects import Agreed, ApplyOuter, Closed, Finished, Share, Wait
 from trainers.events import LeftBehind, Resumed
@@ -66,12 +66,10 @@ def test_no_round_begins_before_our_record_is_known_for_each_is_a_change_of_it(
     in_virtual_time(run())
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_at_the_end_a_node_saves_then_is_finished_then_measures(tmp_path: Path, lost: bool) -> None:
+def test_at_the_end_a_node_saves_then_is_finished_then_measures(tmp_path: Path) -> None:
     async def run() -> None:
         node = Node(tmp_path)
         node.at_round(3)
-        node.learner.lost = lost
         seen: list[tuple[str, str]] = []
         node.learner.told = lambda what: seen.append((what, node.journal.state))
         node.journal.finished(Finished(Round(3)))
@@ -81,6 +79,74 @@ def test_at_the_end_a_node_saves_then_is_finished_then_measures(tmp_path: Path, 
         assert seen == [("save", "training"), ("evaluate", "finished")]
         assert node.training.val_end == 1.7
         end.cancel()
+
+    in_virtual_time(run())
+
+
+FULL = SaveFailed("disk full")
+
+
+@pytest.mark.parametrize(
+    ("news", "again_s"),
+    [
+        ([(FULL,), (FULL,)], 2 * RETRY_S),
+        ([(Saved(Round(3), 1), FULL)], RETRY_S),  # spsa: of one round, what came last is the newest
+        ([(Saved(Round(2), 1),)], AGAIN_S),  # spsa: our last scalars were still to be added
+    ],
+    ids=["full twice", "full after one of this round", "of the round before"],
+)
+def test_nobody_is_finished_before_its_last_round_is_on_disk(
+    tmp_path: Path, news: list[tuple[Saved | SaveFailed, ...]], again_s: float
+) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(3)
+        node.journal.finished(Finished(Round(3)))
+        node.training._on_saved(Saved(Round(3), 1))  # of before we asked
+        node.learner.news = list(news)
+        end = asyncio.create_task(node.training._finish())
+        await asyncio.sleep(again_s - 0.1)
+        assert (node.journal.state, node.waits.current is None) == ("training", False)
+        assert node.journal.trouble == (FULL.reason if FULL in news[0] else None)
+        await asyncio.sleep(0.2)
+        assert (node.journal.state, node.journal.trouble) == ("finished", None)
+        end.cancel()
+
+    in_virtual_time(run())
+
+
+def test_a_worker_that_dies_before_the_last_round_is_saved_is_waited_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(3)
+        node.journal.finished(Finished(Round(3)))
+        node.learner.lost = True
+        node.training._on_saved(Saved(Round(3), 1))  # spsa: less of that round than there is now
+        end = asyncio.create_task(node.training._finish())
+        await asyncio.sleep(100.0)
+        node.learner.lost = False
+        node.journal.resumed(Round(2))  # from its last snapshot
+        node.learner.round = Round(2)
+        await asyncio.sleep(100.0)
+        assert node.journal.state == "training"
+        node.learner.round = Round(3)  # trained again
+        await asyncio.sleep(AGAIN_S)
+        assert node.journal.state == "finished"
+        end.cancel()
+
+    in_virtual_time(run())
+
+
+def test_who_is_asked_to_stop_waits_for_no_disk(tmp_path: Path) -> None:
+    async def run() -> None:
+        node = Node(tmp_path)
+        node.at_round(3)
+        node.learner.news = [(FULL,)] * 1000
+        end = asyncio.create_task(node.training._finish())
+        await asyncio.sleep(RETRY_S / 2)
+        end.cancel()
+        await asyncio.sleep(0)
+        assert end.done()
 
     in_virtual_time(run())
 

@@ -26,6 +26,7 @@ from node.telemetry import Waits
 from node.training import Training
 from node.worker import wire
 from node.worker.wire_join import Sketched
+from node.worker.wire_save import Saved, SaveFailed
 from protocol.algorithms import NolocoConfig, TrainerConfig
 from protocol.envelope import Signer
 from protocol.errors import PeerError, PeerUnavailable, WorkerLost
@@ -81,6 +82,8 @@ class FakeLearner:
         self.progress: wire.Progress | None = None
         self.has_snapshot = False
         self.started: list[wire.Start] = []
+        self.refusal: Exception | None = None
+        """Raised when it is given weights to go over to."""
         self.exports: list[bool] = []
         """Whether each was at a base."""
         self.export_s = 1.0
@@ -88,6 +91,9 @@ class FakeLearner:
         self.numbers = numbers(0.0)
         self.told: Callable[[str], None] = lambda what: None
         """Called when it is asked for a snapshot or the validation loss."""
+        self.news: list[tuple[Saved | SaveFailed, ...]] = []
+        """What it tells before it answers each save; when there is nothing left: it is saved."""
+        self.on_news: Callable[[Saved | SaveFailed], None] = lambda news: None
 
     async def start(self, how: wire.Start) -> wire.Ready:
         self.started.append(how)
@@ -96,6 +102,8 @@ class FakeLearner:
         return ready(self.round)
 
     async def take_over(self, how: wire.StartFromCheckpoint) -> wire.Ready:
+        if self.refusal:
+            raise self.refusal
         return await self.start(how)
 
     async def sketch(self, nonce: int, checkpoint: Checkpoint | None = None) -> Sketched:
@@ -114,6 +122,8 @@ class FakeLearner:
         self.told("save")
         if self.lost:
             raise WorkerLost("killed")
+        for news in self.news.pop(0) if self.news else (Saved(self.round, 1),):
+            self.on_news(news)
 
     async def evaluate(self) -> float:
         self.told("evaluate")
@@ -197,10 +207,17 @@ class Node:
             rng=random.Random(1),
         )
         learner = self.training.learner = cast(Learner, self.learner)
+        self.learner.on_news = self._on_news
         self.offers = Offers(learner, cast(BlobStore, self.store), self.journal, fragments=2)
         self.beginning = self.training._beginning
         self.beginning._learner = learner
         self._exporter = asyncio.create_task(self.offers.run())
+
+    def _on_news(self, news: Saved | SaveFailed) -> None:
+        if isinstance(news, Saved):
+            self.training._on_saved(news)
+        else:
+            self.journal.save_failed(news.reason)
 
     def _write(self, change: Callable[[Content], Content]) -> None:
         self.content = change(self.content)

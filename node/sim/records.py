@@ -19,7 +19,7 @@ from crdt.sync import Parcel, merge_parcel
 from node.journal import Journal
 from node.records.files import MAX_FILE_BYTES, RecordFiles
 from node.records.records import Records
-from node.records.tally import Due, Tally
+from node.records.tally import Noted, Tally
 from node.sim.calls import Calls, Port, Reply
 from node.sim.clock import Clock
 from node.sim.loop import Loop
@@ -48,12 +48,12 @@ GOODBYE_S = 1.0
 class Notes(Tally):
     """The tally of one peer; on disk at once, as the outer step is that it is kept for."""
 
-    def __init__(self, dues: tuple[Due, ...] = ()) -> None:
-        self._dues = dues
+    def __init__(self, noted: Noted | None = None) -> None:
+        self._noted = noted or Noted()
 
     def copy(self) -> Notes:
         """What a kill leaves of it."""
-        return Notes(self._dues)
+        return Notes(self._noted)
 
     async def flush(self) -> None:
         """Nothing is left to be done."""
@@ -155,9 +155,9 @@ class Keeper:
         self._records.write(lambda content: content.joined(None, event.round))
         origin = self._peer.worker.origin
         if origin is Origin.OWN:
-            self.journal.goes_on(event.round)
+            self.journal.goes_on(event.round, event.weights)
         elif origin is Origin.GIVEN or not event.horizon:  # spsa goes on with its own steps
-            self.journal.begins(event.round)
+            self.journal.begins(event.round, event.weights)
 
     def blames(self, effect: Blame) -> None:
         """As a node signs whom it blames."""
