@@ -278,7 +278,7 @@ class Beginning:
         offers = await late_join.asked(members, self._members.checkpoint, "checkpoint")
         if len(offers) < late_join.AGREE:
             return False
-        return True
+        return bool(await late_join.of_group(offers, self._members.weights))
 
     async def _sums(self, donors: Sequence[PeerId]) -> list[Choice]:
         """spsa: sums at a base that two members offer; after a while those that one does."""
