@@ -253,7 +253,7 @@ class Discovery:
             if self._live():
                 self._waits.end("members")
             else:
-                self._waits.begin("members", "a member of the run", "the DHT", pause_s)
+                self._waits.begin("members", "a member of the run", "the DHT", pause_s, aside=True)
             await pause(pause_s, self._search_now)
 
     async def _greet_candidates(self) -> None:
