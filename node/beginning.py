@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from node import late_join
-from node.blobs.store import NoSpace
+from node.blobs.files import NoSpace
 from node.donors import Members
 from node.journal import Journal
 from node.late_join import Choice

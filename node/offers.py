@@ -14,7 +14,8 @@ import math
 from collections import deque
 from dataclasses import replace
 
-from node.blobs.store import BlobStore, NoSpace
+from node.blobs.files import NoSpace
+from node.blobs.store import BlobStore
 from node.journal import FIRST_ROUND, Journal
 from node.learner import Learner, StartRefused
 from protocol.algorithms import SpsaConfig

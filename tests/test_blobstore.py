@@ -18,8 +18,8 @@ from blob_world import ref_of
 from disks import mounted
 
 from node.blobs import files as blob_files
-from node.blobs.files import BlobFile, on_disk
-from node.blobs.store import RECENT_CHUNKS, BlobStore, Held, NoSpace
+from node.blobs.files import BlobFile, NoSpace, on_disk
+from node.blobs.store import RECENT_CHUNKS, BlobStore, Held
 from node.files import MAX_SET_ASIDE
 from protocol import codec
 from protocol.limits import MIB

@@ -37,6 +37,12 @@ SECRET = b"s" * 16
 Answers = Callable[[PeerId, rpc.Hello], rpc.Welcome]
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer caches of these worlds go with the directory of the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 def addr_of(signer: Signer) -> str:
     return f"/ip4/127.0.0.1/tcp/4001/p2p/{signer.peer}"
 

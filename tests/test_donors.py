@@ -12,7 +12,8 @@ from samples import OTHER, spec
 from wire import carried
 
 from node import donors, materials
-from node.blobs.store import BlobStore, NoSpace
+from node.blobs.files import NoSpace
+from node.blobs.store import BlobStore
 from node.blobs.transfers import Transfers
 from node.donors import HEADER_BYTES, SHARED_BYTES, Members
 from node.materials import fetch_blob

@@ -267,6 +267,20 @@ def test_until_the_weights_it_took_over_are_on_disk_a_worker_keeps_its_own(tmp_p
     os.close(fd)
 
 
+def measured_and_added(worker: Script, run: SmallRun, boot: bytes, steps: range) -> list[bytes]:
+    """The scalars of these steps, each of which is in the sum before the next is measured."""
+    made = []
+    for step in steps:
+        sampled = worker.ask(wire_spsa.Sample(boot, step, 1), wire_spsa.Sampled)
+        mine = Frame(
+            author=run.setup().peer, boot=boot, first=step, step=step, base=NO_BASE,
+            authors=1, scalars=sampled.scalars,
+        )  # fmt: skip
+        worker.ask(wire_spsa.AddScalars((mine,)), wire_spsa.Added)
+        made.append(sampled.scalars)
+    return made
+
+
 def test_a_restarted_worker_of_an_spsa_run_that_repeats_its_round_has_it_in_the_newest_file(
     tmp_path: Path,
 ) -> None:
@@ -276,13 +290,7 @@ def test_a_restarted_worker_of_an_spsa_run_that_repeats_its_round_has_it_in_the_
     how: wire.Start = wire.StartFresh()
     for boot, count in steps.items():
         with started(run, tmp_path / "worker", how) as (worker, _):
-            for step in range(count):
-                sampled = worker.ask(wire_spsa.Sample(boot, step, 1), wire_spsa.Sampled)
-                mine = Frame(
-                    author=run.setup().peer, boot=boot, first=step, step=step, base=NO_BASE,
-                    authors=1, scalars=sampled.scalars,
-                )  # fmt: skip
-                worker.ask(wire_spsa.AddScalars((mine,)), wire_spsa.Added)
+            measured_and_added(worker, run, boot, range(count))
         logs[LogId(log_id(run.spec.run, run.setup().peer, boot))] = count
         how = wire.StartFromDisk()
     saved, _ = load_newest_sum(tmp_path / "worker", run.spec.run)
@@ -298,27 +306,15 @@ def test_a_worker_of_an_spsa_run_goes_on_with_the_same_sum_and_scalars(tmp_path:
     run = small_run(tmp_path, SpsaConfig(inner_steps=10, samples=1))
     boot, killed = b"\x07" * 8, tmp_path / "killed"
 
-    def steps(script: Script, first: int, count: int) -> list[bytes]:
-        made = []
-        for step in range(first, first + count):
-            sampled = script.ask(wire_spsa.Sample(boot, step, 1), wire_spsa.Sampled)
-            mine = Frame(
-                author=run.setup().peer, boot=boot, first=step, step=step, base=NO_BASE,
-                authors=1, scalars=sampled.scalars,
-            )  # fmt: skip
-            script.ask(wire_spsa.AddScalars((mine,)), wire_spsa.Added)
-            made.append(sampled.scalars)
-        return made
-
     with started(run, tmp_path / "unbroken", wire.StartFresh()) as (unbroken, _):
-        before = steps(unbroken, 0, 5)
+        before = measured_and_added(unbroken, run, boot, range(5))
     shutil.copytree(unbroken.directory, killed, ignore=shutil.ignore_patterns("*.sock"))
     log = LogId(log_id(run.spec.run, run.setup().peer, boot))
     with started(run, tmp_path / "unbroken", wire.StartFromDisk()) as (unbroken, _):
-        expected = steps(unbroken, 5, 5)
+        expected = measured_and_added(unbroken, run, boot, range(5, 10))
         sum_expected = unbroken.ask(wire_spsa.NameSum((), False), wire_spsa.SumNamed).sum
     with started(run, killed, wire.StartFromDisk()) as (resumed, ready):
         assert (ready.inner_step, unpacked(ready.horizon)) == (5, {log: 5})
-        assert steps(resumed, 5, 5) == expected
+        assert measured_and_added(resumed, run, boot, range(5, 10)) == expected
         assert resumed.ask(wire_spsa.NameSum((), False), wire_spsa.SumNamed).sum == sum_expected
     assert len({*before, *expected}) > 1

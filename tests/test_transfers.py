@@ -15,8 +15,8 @@ from blob_world import ALICE, BOB, CAROL, RUN, Donor, Node, Operator, node, ref_
 from node import materials
 from node.blobs import progress
 from node.blobs.donor_search import DonorSearch
+from node.blobs.files import NoSpace
 from node.blobs.progress import Report
-from node.blobs.store import NoSpace
 from node.blobs.transfers import FETCH_S, NotFetched
 from node.materials import fetch_blob
 from node.ports import Rpc

@@ -14,7 +14,8 @@ from small_run import small_run
 
 from crdt.schema import Content
 from node.arena import Arena
-from node.blobs.store import BlobStore, NoSpace
+from node.blobs.files import NoSpace
+from node.blobs.store import BlobStore
 from node.donors import Members
 from node.exchange import Exchange
 from node.journal import Journal

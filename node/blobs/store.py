@@ -21,8 +21,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from node.arena import map_read_only
-from node.blobs.files import BlobFile, described, files_in, on_disk, what_is_here
-from node.blobs.files import NoSpace as NoSpace  # what the store raises
+from node.blobs.files import BlobFile, NoSpace, described, files_in, on_disk, what_is_here
 from node.blobs.receiving import Receiving
 from protocol import codec
 from protocol.ids import Digest
